@@ -1,0 +1,201 @@
+"""The command line: one command a stage. It parses, checks and calls; everything that computes is imported inside."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="seam",
+    help="Mixed-precision quantization policies searched on a small proxy dataset (SEAM).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="Parameter file.", show_default=True)]
+Out = Annotated[Path, typer.Option(help="Folder to write to.")]
+OutFile = Annotated[Path, typer.Option(help="File to write.")]
+Model = Annotated[str, typer.Option(help="Model alias, from models in the parameters.")]
+Search = Annotated[str, typer.Option(help="Search alias, from searches in the parameters.")]
+Budget = Annotated[str, typer.Option(help="Budget alias, from budgets in the parameters.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of this run.")]
+Weights = Annotated[Path, typer.Option(help="Full-precision weights (fp.safetensors).")]
+Policy = Annotated[Path, typer.Option(help="Policy of the search (policy.json).")]
+Default = Path("params.yaml")
+
+
+def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str = ""):
+    """Read the parameters, check the aliases, and keep this process to the stage's threads."""
+    from seam.cores import limit_threads
+    from seam.params import load_params
+
+    params = load_params(path)
+    if model:
+        params.model(model)
+    if budget:
+        params.budget(budget)
+    if search:
+        params.method(search)
+    threads = {
+        "pretrain": lambda: params.pretrain.threads,
+        "sample": lambda: params.evaluate.threads,
+        "search": lambda: params.settings(search).threads,
+        "finetune": lambda: params.finetune.threads,
+        "evaluate": lambda: params.evaluate.threads,
+    }
+    limit_threads(threads.get(stage, lambda: 1)())
+    return params
+
+
+def _job(model: str, search: str, budget: str, seed: int):
+    from seam.params import Job
+
+    return Job(model, search, budget, seed)
+
+
+@app.command()
+def fetch(out: Out, params: ParamsFile = Default) -> None:
+    """Get the target dataset and write its manifest."""
+    loaded = _load(params, "fetch")
+    from seam import stages
+
+    stages.fetch(loaded, out)
+
+
+@app.command()
+def pretrain(
+    model: Model,
+    data: Annotated[Path, typer.Option(help="Manifest of the target (manifest.json).")],
+    out: Out,
+    params: ParamsFile = Default,
+) -> None:
+    """Train the full-precision model on the target, or take its given weights."""
+    loaded = _load(params, "pretrain", model)
+    from seam import stages
+
+    stages.pretrain(loaded, model, data, out)
+
+
+@app.command()
+def sample(model: Model, search: Search, weights: Weights, out: Out, params: ParamsFile = Default) -> None:
+    """Choose the images that a search sees: its proxy."""
+    loaded = _load(params, "sample", model, search)
+    from seam import stages
+
+    stages.sample(loaded, model, search, weights, out)
+
+
+@app.command()
+def search(
+    model: Model,
+    search: Search,
+    budget: Budget,
+    seed: Seed,
+    weights: Weights,
+    proxy: Annotated[Path, typer.Option(help="Proxy to search on (proxy.json).")],
+    out: Out,
+    params: ParamsFile = Default,
+) -> None:
+    """Search a policy within the budget."""
+    loaded = _load(params, "search", model, search, budget)
+    from seam import stages
+
+    stages.search(loaded, _job(model, search, budget, seed), weights, proxy, out)
+
+
+@app.command()
+def finetune(
+    model: Model,
+    search: Search,
+    budget: Budget,
+    seed: Seed,
+    weights: Weights,
+    policy: Policy,
+    out: Out,
+    params: ParamsFile = Default,
+) -> None:
+    """Finetune the quantized model under a policy (quantization-aware training)."""
+    loaded = _load(params, "finetune", model, search, budget)
+    from seam import stages
+
+    stages.finetune(loaded, _job(model, search, budget, seed), weights, policy, out)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    search: Search,
+    budget: Budget,
+    seed: Seed,
+    weights: Weights,
+    policy: Policy,
+    finetuned: Annotated[Path, typer.Option(help="Weights after finetuning (model.safetensors).")],
+    out: Out,
+    params: ParamsFile = Default,
+) -> None:
+    """Measure the policy on the target's test images, before and after finetuning."""
+    loaded = _load(params, "evaluate", model, search, budget)
+    from seam import stages
+
+    stages.evaluate(loaded, _job(model, search, budget, seed), weights, policy, finetuned, out)
+
+
+@app.command()
+def claims(out: OutFile, params: ParamsFile = Default) -> None:
+    """Judge the claims by what was run: accuracy gaps, proxy share, speed-up."""
+    loaded = _load(params, "claims")
+    from seam import claims
+
+    claims.run(loaded, out)
+
+
+@app.command()
+def report(out: Out, params: ParamsFile = Default) -> None:
+    """Write tables and figures."""
+    loaded = _load(params, "report")
+    from seam import report
+
+    report.run(loaded, out)
+
+
+@app.command()
+def log(out: OutFile, params: ParamsFile = Default) -> None:
+    """Log all runs to MLflow; running it twice adds nothing."""
+    loaded = _load(params, "log")
+    from seam import tracking
+
+    tracking.run(loaded, out)
+
+
+@app.command()
+def verify(params: ParamsFile = Default) -> None:
+    """List every result as fresh, stale, missing or tampered; exit code 1 if any is not fresh."""
+    loaded = _load(params, "verify")
+    from seam.provenance import FRESH
+    from seam.provenance import verify as walk
+
+    rows = walk(loaded)
+    width = max(len(row.path) for row in rows)
+    for row in rows:
+        typer.echo(f"{row.path:<{width}}  {row.state:<8}  {row.detail}".rstrip())
+    counts = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
+    typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if set(counts) != {FRESH}:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; a SeamError becomes one message on stderr and exit code 2."""
+    from seam.errors import SeamError
+
+    try:
+        app()
+    except SeamError as error:
+        print(f"seam: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

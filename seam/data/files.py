@@ -1,0 +1,194 @@
+"""Datasets of image files: listing them, and holding small ones in memory."""
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from seam.data.readers import SPLITS, Arrays, Files, Reader
+from seam.data.registry import DatasetInfo
+from seam.errors import SeamError
+
+SMALL = 64  # pixels: sets whose images all have one size of at most this live in memory ...
+SMALL_BYTES = 2 << 30  # ... if they fit in this
+LARGE_SIZE = (224, 224)  # what images of many sizes are cropped to unless told otherwise
+
+
+def class_folders(base: Path) -> dict[str, Path] | None:
+    """The folders of the two splits if `base` has train/ and test/ (or val/), else None."""
+    train = base / "train"
+    test = next((base / name for name in ("test", "val") if (base / name).is_dir()), None)
+    return {"train": train, "test": test} if train.is_dir() and test else None
+
+
+class FilesReader(Reader):
+    """Image files with their labels.
+
+    Where all images have one small size, they are decoded once and kept as uint8 in `cache` (safetensors), under a name
+    that holds the hash of the listing: a changed folder is decoded anew.
+    """
+
+    def __init__(self, base: Path, cache: Path, splits: dict[str, Files], classes: list[str], info: DatasetInfo):
+        self.base, self.cache, self.splits, self.classes = base, cache, splits, classes
+        self._lines: dict[str, list[str]] = {}
+        size, self.channels = _inspect(splits["train"].paths, info.channels)
+        count = sum(len(files.paths) for files in splits.values())
+        self.small = size is not None and max(size) <= SMALL and count * size[0] * size[1] * self.channels < SMALL_BYTES
+        self.image_size = size if self.small else (info.image_size or LARGE_SIZE)
+
+    def files(self, split):
+        return self.splits[split]
+
+    def labels(self, split):
+        return self.splits[split].labels
+
+    def listing(self, splits: Iterable[str] = SPLITS) -> str:
+        """sha256 over the sorted (relative path, size) of the splits' files."""
+        for split in set(splits) - set(self._lines):
+            try:
+                self._lines[split] = [
+                    f"{os.path.relpath(path, self.base)}\t{os.stat(path).st_size}\n"
+                    for path in self.splits[split].paths
+                ]
+            except OSError as error:
+                raise SeamError(f"{error.filename}: listed by the dataset, but {error.strerror}") from None
+        lines = sorted(line for split in splits for line in self._lines[split])
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def digests(self):
+        return {"listing": self.listing()}
+
+    def arrays(self, split):
+        from seam.io import load_tensors, save_tensors
+
+        if not self.small:
+            return None
+        path = self.cache / f"{split}-{self.listing([split])[:16]}.safetensors"
+        labels = self.splits[split].labels
+        if path.is_file():
+            with contextlib.suppress(SeamError):  # damaged: made again
+                return Arrays(load_tensors(path)["pixels"].numpy(), labels)
+        import torch
+
+        pixels = np.empty((len(labels), *self.image_size, self.channels), dtype=np.uint8)
+        files = self.splits[split].paths
+        for i, file in enumerate(progress(files, f"decoding {self.base.name}/{split}")):
+            image = read_image(file, self.channels)
+            if image.size != self.image_size[::-1]:
+                raise SeamError(
+                    f"{file}: {image.width}x{image.height} pixels among images of "
+                    f"{self.image_size[1]}x{self.image_size[0]}; give all images of a small set one size"
+                )
+            pixels[i] = np.asarray(image).reshape(pixels.shape[1:])
+        with contextlib.suppress(PermissionError):  # a shared data root may be read-only
+            save_tensors(path, {"pixels": torch.from_numpy(pixels)}, {"listing": self.listing([split])})
+            for old in set(self.cache.glob(f"{split}-*.safetensors")) - {path}:
+                old.unlink(missing_ok=True)
+        return Arrays(pixels, labels)
+
+
+def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
+    """Reader of train/ and val/ (or test/), one folder a class; labels go by train/'s folders, sorted by name."""
+    folders = class_folders(base)
+    if folders is None:
+        raise SeamError(f"{base}: must have the folders train/ and val/ (or test/), each with one folder a class")
+    classes = _subfolders(folders["train"])
+    if not classes:
+        raise SeamError(f"{folders['train']}: no class folders; put each class's images in a folder of its name")
+    strangers = sorted(set(_subfolders(folders["test"])) - set(classes))
+    if strangers:
+        raise SeamError(f"{folders['test']}: classes that train/ has not: {', '.join(strangers[:10])}")
+    splits = {split: _walk(folder, classes) for split, folder in folders.items()}
+    empty = np.flatnonzero(np.bincount(splits["train"].labels, minlength=len(classes)) == 0)
+    if len(empty):
+        raise SeamError(f"{folders['train'] / classes[empty[0]]}: no images; add some or delete the folder")
+    if not splits["test"].paths:
+        raise SeamError(f"{folders['test']}: no images in its class folders")
+    return FilesReader(base, cache, splits, classes, info)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def _walk(folder: Path, classes: list[str]) -> Files:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    present = {name: i for i, name in enumerate(classes) if (folder / name).is_dir()}
+    samples = make_dataset(str(folder), present, extensions=IMG_EXTENSIONS, allow_empty=True) if present else []
+    return Files([path for path, _ in samples], np.array([label for _, label in samples], dtype=np.int64))
+
+
+def torchvision_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
+    """Reader of the files that a torchvision dataset lists, under `base` or torchvision's place beside it."""
+    import torchvision.datasets
+
+    if info.torchvision == "ImageNet":
+        raise SeamError(f"{base}: no train/ and val/ with one folder a class")
+    cls = getattr(torchvision.datasets, info.torchvision)
+    reasons = []
+    for root in (base, base.parent):
+        try:
+            parts = {"train": [cls(root, split=s) for s in info.train], "test": [cls(root, split=info.test)]}
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            reasons.append(f"{root}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            continue
+        splits = {}
+        for split, datasets in parts.items():
+            samples = [sample for dataset in datasets for sample in _samples(dataset)]
+            splits[split] = Files([p for p, _ in samples], np.array([y for _, y in samples], dtype=np.int64))
+        return FilesReader(root, cache, splits, [str(name) for name in parts["train"][0].classes], info)
+    raise SeamError("; ".join(reasons))
+
+
+def _samples(dataset) -> list[tuple[str, int]]:
+    """(path, label) of each image; torchvision's classes keep them under one of these names."""
+    if hasattr(dataset, "_samples"):
+        pairs = dataset._samples
+    else:
+        files = dataset._images if hasattr(dataset, "_images") else dataset._image_files
+        pairs = zip(files, dataset._labels, strict=True)
+    return [(str(path), int(label)) for path, label in pairs]
+
+
+def _inspect(paths: list[str], channels: int | None) -> tuple[tuple[int, int] | None, int]:
+    """The common (H, W) of a sample of the images (None: they differ); their channels: 1 if all are gray, else 3."""
+    sizes, modes = set(), set()
+    for path in paths[:: max(1, len(paths) // 100)]:
+        with _opened(path) as image:
+            sizes.add(image.size)
+            modes.add(image.mode)
+    gray = modes <= {"1", "L", "I", "I;16", "F"}
+    return (sizes.pop()[::-1] if len(sizes) == 1 else None), channels or (1 if gray else 3)
+
+
+def _opened(path: str):
+    from PIL import Image
+
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise SeamError(f"{path}: corrupt, or not an image ({error}); replace or delete it") from None
+
+
+def read_image(path: str, channels: int):
+    """Decode an image file to a PIL image, gray (1 channel) or RGB (3). SeamError names a broken file."""
+    with _opened(path) as image:
+        try:
+            return image.convert("L" if channels == 1 else "RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise SeamError(f"{path}: corrupt or truncated image ({error}); replace or delete it") from None
+
+
+def progress(items, description: str):
+    """Iterate with a progress bar on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description, console=Console(stderr=True), transient=True)

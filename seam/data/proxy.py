@@ -1,0 +1,64 @@
+"""The proxy of a search: which images of which dataset, at which resolution."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seam.errors import SeamError
+from seam.params import Proxy
+
+
+def describe_proxy(
+    proxy: Proxy, manifest: dict[str, Any], target: dict[str, Any], root: str | Path, model: Callable[[], tuple]
+) -> dict[str, Any]:
+    """Choose the images of a proxy and describe them: the content of proxy.json.
+
+    Args:
+        proxy: what to take; manifest: of its dataset; target: the target's manifest.
+        model: gives (pretrained target model, device); called for herding and k-center only, which need features.
+
+    Raises: SeamError if more images are asked for than there are.
+    """
+    from seam.data.loaders import load
+    from seam.data.sampling import sample_indices
+
+    size = [proxy.image_size] * 2 if proxy.image_size else list(manifest["image_size"])
+    parts = ("train", "test") if proxy.split == "all" else ("train",)
+    available = sum(manifest[part]["count"] for part in parts)
+    counts = np.sum([manifest[part]["per_class"] for part in parts], axis=0)
+    wanted = proxy.count or (round(proxy.fraction * available) if proxy.fraction else available)
+    if not 1 <= wanted <= available:
+        raise SeamError(f"proxy: asks for {wanted} images of {proxy.dataset}, which has {available} ({proxy.split})")
+    indices = None
+    if wanted < available:
+        images = load(proxy.dataset, root, proxy.split, proxy.path)
+        features = None
+        if proxy.sampling in ("herding", "k_center"):
+            from seam.models import extract_features
+
+            network, device = model()
+            seen = load(
+                proxy.dataset, root, proxy.split, proxy.path, image_size=tuple(size), channels=target["channels"]
+            )
+            features = extract_features(network, seen.batches(250, device=device))[0].numpy()
+        labels = images.labels.numpy()
+        indices = sample_indices(labels, wanted, proxy.sampling, proxy.seed, features)
+        counts = np.bincount(labels[indices], minlength=len(manifest["classes"]))
+        indices = [int(i) for i in indices]
+    return {
+        **{key: getattr(proxy, key) for key in ("dataset", "path", "split", "sampling", "seed", "fraction")},
+        "count": int(wanted),
+        "image_size": size,
+        "channels": manifest["channels"],
+        "classes": manifest["classes"],
+        "class_counts": [int(n) for n in counts],
+        "mean": manifest["mean"],
+        "std": manifest["std"],
+        "data_sha256": manifest["sha256"],
+        "sha256": hashlib.sha256(np.asarray(indices if indices else [-1], dtype="<i8").tobytes()).hexdigest(),
+        "share_of_target": round(wanted / target["train"]["count"], 6),
+        "indices": indices,
+    }

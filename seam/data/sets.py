@@ -1,0 +1,288 @@
+"""Sets of images that give normalised batches: in memory (small images) or read from files (large ones)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from seam.cores import available_cores
+from seam.data.files import progress, read_image
+from seam.data.readers import Files
+from seam.errors import SeamError
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
+CROP_SHARE = 0.875  # of the shorter side, kept by the test crop
+
+
+class ImageSet(ABC):
+    """Labelled images of one size.
+
+    labels: int64 [N]; classes: their names; image_size: (H, W) in pixels; channels: 1 or 3; mean, std: a float a
+    channel, of the dataset's training images on the scale 0..1, after conversion to `channels`.
+    """
+
+    labels: Tensor
+    classes: list[str]
+    image_size: tuple[int, int]
+    channels: int
+    mean: list[float]
+    std: list[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
+        """The images at these positions, in this order."""
+
+    @abstractmethod
+    def _epoch(
+        self, order: Tensor, draw: "Draw", spans: list[tuple[int, int]], device, workers: int
+    ) -> Iterator[Tensor]:
+        """For each span of `order`: the images as float32 [B, H, W, C] on the scale 0..255, on `device`."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augment: bool = False,
+        device: str | torch.device = "cpu",
+        drop_last: bool = False,
+        workers: int = 0,
+        channels_last: bool = True,
+        skip: int = 0,
+    ) -> "Batches":
+        """One pass over the images, as an iterable that knows its length.
+
+        Each batch is (float32 [B, C, H, W], zero mean and unit variance over the training set; int64 [B]) on `device`.
+        seed None keeps the order; equal seeds give the equal order and augmentation, whatever the device, the number of
+        workers or the batch size. `skip` leaves out the first batches, for a resumed epoch. `workers` processes read
+        files (bounded by the cores at hand); sets in memory ignore it.
+        """
+        return Batches(self, batch_size, seed, augment, torch.device(device), drop_last, workers, channels_last, skip)
+
+
+class Draw:
+    """The random numbers of one epoch, a row an image: drawn at once, so that they do not depend on the batches."""
+
+    def __init__(self, count: int, seed: int | None, augment: bool):
+        generator = torch.Generator().manual_seed(0 if seed is None else seed)
+        self.order = torch.arange(count) if seed is None else torch.randperm(count, generator=generator)
+        self.augment = augment
+        if augment:
+            self.shift = torch.rand(count, 2, generator=generator)  # 0..1: scaled to the range of shifts
+            self.flip = torch.rand(count, generator=generator) < 0.5
+            self.seeds = torch.randint(2**62, (count,), generator=generator)  # for transforms that draw by themselves
+
+
+class Batches:
+    """Iterable over one epoch of an `ImageSet`; iterating again gives the same epoch again."""
+
+    def __init__(self, images, batch_size, seed, augment, device, drop_last, workers, channels_last, skip=0):
+        if batch_size < 1:
+            raise SeamError(f"batch_size must be at least 1 (found {batch_size})")
+        self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
+        self.device, self.drop_last, self.workers, self.channels_last = device, drop_last, workers, channels_last
+        self.skip = skip
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return max(0, whole + (rest > 0 and not self.drop_last) - self.skip)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count, size = len(self.images), self.batch_size
+        draw = Draw(count, self.seed, self.augment)
+        spans = [(i * size, min((i + 1) * size, count)) for i in range(self.skip, self.skip + len(self))]
+        labels = self.images.labels[draw.order].to(self.device)
+        mean = torch.tensor(self.images.mean, device=self.device) * 255
+        scale = 1 / (torch.tensor(self.images.std, device=self.device) * 255).clamp_min(1e-6)
+        # One fused multiply-add a batch: (x - mean) / std = x * scale - mean * scale.
+        offset = -mean * scale
+        epoch = self.images._epoch(draw.order, draw, spans, self.device, self.workers)
+        for (start, stop), x in zip(spans, epoch, strict=True):
+            x = torch.addcmul(offset, x, scale).permute(0, 3, 1, 2)
+            # Channels were innermost all along: the permuted view is channels_last as it is.
+            yield (x if self.channels_last else x.contiguous()), labels[start:stop]
+
+
+class TensorSet(ImageSet):
+    """Images in memory: uint8 [N, H, W, C].
+
+    `resize` (H, W): enlarge each batch on the way, for sets that would be too large in memory at that size.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, classes, mean, std, flip: bool = True, resize=None):
+        self.pixels, self.labels, self.classes = pixels, labels, list(classes)
+        self.mean, self.std, self.flip, self.resize = list(mean), list(std), flip, resize
+        self.image_size = tuple(resize or pixels.shape[1:3])
+        self.channels = pixels.shape[3]
+        self._on: dict[torch.device, Tensor] = {}  # copies on accelerators
+
+    def subset(self, indices):
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        return TensorSet(
+            self.pixels[indices], self.labels[indices], self.classes, self.mean, self.std, self.flip, self.resize
+        )
+
+    def _epoch(self, order, draw, spans, device, workers):
+        pixels = self.pixels
+        if device.type != "cpu":
+            pixels = self._on[device] = self._on[device] if device in self._on else pixels.to(device)
+            order = order.to(device)
+        if draw.augment:
+            shift, flip = draw.shift.to(device), draw.flip.to(device)
+        for start, stop in spans:
+            x = pixels[order[start:stop]]
+            if draw.augment:
+                x = _shift_and_flip(x, shift[start:stop], flip[start:stop] if self.flip else None)
+            x = x.to(torch.float32)
+            if self.resize:
+                x = _resize(x, self.resize)
+            yield x
+
+
+def _shift_and_flip(x: Tensor, shift: Tensor, flip: Tensor | None) -> Tensor:
+    """Shift each image of [B, H, W, C] by up to H // 8 and W // 8 pixels (black moves in), then mirror where `flip`."""
+    count, height, width, _ = x.shape
+    reach_h, reach_w = height // 8, width // 8
+    padded = F.pad(x, (0, 0, reach_w, reach_w, reach_h, reach_h))
+    top = (shift[:, 0] * (2 * reach_h + 1)).to(torch.int64).clamp_max(2 * reach_h)
+    left = (shift[:, 1] * (2 * reach_w + 1)).to(torch.int64).clamp_max(2 * reach_w)
+    rows = top[:, None] + torch.arange(height, device=x.device)
+    columns = torch.arange(width, device=x.device).expand(count, width)
+    if flip is not None:
+        columns = torch.where(flip[:, None], width - 1 - columns, columns)
+    columns = left[:, None] + columns
+    images = torch.arange(count, device=x.device)[:, None, None]
+    return padded[images, rows[:, :, None], columns[:, None, :]]
+
+
+class FileSet(ImageSet):
+    """Image files, decoded on the way by worker processes.
+
+    Augmented: a random resized crop and a flip; else: resized and cropped to the centre.
+    """
+
+    def __init__(self, paths: list[str], labels: Tensor, classes, mean, std, image_size, flip: bool = True):
+        self.paths, self.labels, self.classes = paths, labels, list(classes)
+        self.mean, self.std, self.flip = list(mean), list(std), flip
+        self.image_size, self.channels = tuple(image_size), len(self.mean)
+
+    def subset(self, indices):
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        paths = [self.paths[i] for i in indices.tolist()]
+        return FileSet(paths, self.labels[indices], self.classes, self.mean, self.std, self.image_size, self.flip)
+
+    def _epoch(self, order, draw, spans, device, workers):
+        from torch.utils.data import DataLoader
+
+        paths = [self.paths[i] for i in order.tolist()]
+        seeds = draw.seeds.tolist() if draw.augment else None
+        decoder = _Decoder(paths, seeds, self.image_size, self.channels, self.flip)
+        loader = DataLoader(
+            decoder,
+            batch_sampler=[range(start, stop) for start, stop in spans],
+            num_workers=min(workers, available_cores(), len(spans)),
+            collate_fn=_collate,
+            generator=torch.Generator(),  # its own: the global one must not depend on how data is loaded
+            pin_memory=device.type == "cuda",
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise SeamError(batch)
+            yield batch.to(device, non_blocking=True).to(torch.float32)
+
+
+class _Decoder:
+    """Position in the epoch -> uint8 [H, W, C], or the message of a file that cannot be read."""
+
+    def __init__(self, paths, seeds, image_size, channels, flip):
+        from torchvision.transforms import v2
+
+        self.paths, self.seeds, self.channels = paths, seeds, channels
+        if seeds is None:
+            sides = [round(side / CROP_SHARE) for side in image_size]
+            self.transform = v2.Compose([_ResizeToCover(sides), v2.CenterCrop(image_size)])
+        else:
+            self.transform = v2.Compose(
+                [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> np.ndarray | str:
+        try:
+            image = read_image(self.paths[i], self.channels)
+        except SeamError as error:
+            return str(error)  # as a value: an exception would arrive wrapped in the worker's traceback
+        if self.seeds is not None:
+            # A seed an image: the same crops whichever worker makes them, and whatever else draws numbers.
+            state = torch.default_generator.get_state()
+            torch.default_generator.manual_seed(self.seeds[i])
+            image = self.transform(image)
+            torch.default_generator.set_state(state)
+        else:
+            image = self.transform(image)
+        return np.asarray(image).reshape(image.height, image.width, self.channels)
+
+
+class _ResizeToCover:
+    """Resize a PIL image, its shape kept, to the least size that covers (H, W)."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __call__(self, image):
+        from PIL import Image
+
+        scale = max(self.size[0] / image.height, self.size[1] / image.width)
+        size = (max(self.size[1], int(image.width * scale)), max(self.size[0], int(image.height * scale)))
+        return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _collate(items: list) -> Tensor | str:
+    broken = next((item for item in items if isinstance(item, str)), None)
+    return broken if broken is not None else torch.from_numpy(np.stack(items))
+
+
+def read_sample(files: Files, image_size: tuple[int, int], channels: int, count: int) -> np.ndarray:
+    """uint8 [N, H, W, C]: at most `count` images, evenly spaced, as the test crop shows them."""
+    from torch.utils.data import DataLoader
+
+    paths = files.paths[:: -(-len(files.paths) // count)]
+    decoder = _Decoder(paths, None, image_size, channels, False)
+    workers = available_cores() if len(paths) > 200 else 0
+    batches = []
+    for batch in progress(DataLoader(decoder, 50, num_workers=workers, collate_fn=_collate), "mean and std"):
+        if isinstance(batch, str):
+            raise SeamError(batch)
+        batches.append(batch.numpy())
+    return np.concatenate(batches)
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] -> [N, H, W, 1]."""
+    gray = np.empty((*pixels.shape[:3], 1), dtype=np.uint8)
+    for start in range(0, len(pixels), 4096):  # in parts: the float copy is four times as large
+        part = pixels[start : start + 4096]
+        gray[start : start + 4096, ..., 0] = np.rint(part @ np.array(LUMA, dtype=np.float32))
+    return gray
+
+
+def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, H, W, C] to [N, *size, C], bilinear, antialiased."""
+    parts = [
+        _resize(part.to(torch.float32), size).round_().clamp_(0, 255).to(torch.uint8) for part in pixels.split(2048)
+    ]
+    return torch.cat(parts)
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """float [B, H, W, C] to [B, *size, C]."""
+    x = F.interpolate(x.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True)
+    return x.permute(0, 2, 3, 1).contiguous()

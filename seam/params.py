@@ -1,0 +1,372 @@
+"""`params.yaml` as frozen typed objects; unknown keys and bad values are errors that name the key.
+
+Nothing here imports torch: both workflow engines read the parameters each time they plan.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from seam.errors import SeamError, unknown
+
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Bits = Annotated[int, Field(ge=2, le=8)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Grid(_Frozen):
+    """The cross product of these four lists is the set of policies that are searched, finetuned and evaluated."""
+
+    models: tuple[Alias, ...] = Field(min_length=1)
+    searches: tuple[Alias, ...] = Field(min_length=1)
+    budgets: tuple[Alias, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+    @field_validator("models", "searches", "budgets", "seeds")
+    @classmethod
+    def _distinct(cls, values: tuple) -> tuple:
+        if len(set(values)) != len(values):
+            raise ValueError("holds the same entry twice")
+        return values
+
+
+class Target(_Frozen):
+    """The dataset that the deployed model is trained on."""
+
+    dataset: str
+    path: str | None = None  # for dataset: folder
+    image_size: Count | None = None  # None: the dataset's own size
+
+
+class Model(_Frozen):
+    """A timm model and where its full-precision weights come from."""
+
+    name: str
+    kwargs: dict[str, Any] = {}
+    weights: str | None = None  # a .safetensors file instead of pretraining
+    pretrained: bool = False  # start from timm's own weights
+
+
+class Proxy(_Frozen):
+    """The data a search sees: a dataset, a sampled part of it, at its own or another resolution."""
+
+    dataset: str
+    path: str | None = None
+    split: Literal["train", "all"] = "train"
+    fraction: Fraction | None = None
+    count: Count | None = None
+    sampling: Literal["random", "balanced", "herding", "k_center"] = "balanced"
+    image_size: Count | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Proxy":
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("give fraction or count, not both")
+        return self
+
+
+class Training(_Frozen):
+    """One supervised training run (pretrain or finetune): SGD with Nesterov momentum, cosine schedule."""
+
+    epochs: Count
+    batch_size: Count = 128
+    lr: Positive = 0.05
+    weight_decay: NonNegative = 5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: bool = True
+    images: Count | None = None  # a fixed class-balanced subset of the target's training images; None: all
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 2
+
+
+class Finetune(Training):
+    """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam)."""
+
+    step_lr: Positive = 1e-2
+    kernels: Literal["auto", "compiled", "eager"] = "auto"
+
+
+class SearchSettings(_Frozen):
+    """Settings that the methods share. `options` is free for a method's own settings."""
+
+    bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
+    epochs: Count = 3
+    batch_size: Count = 64
+    lr: Positive = 0.01  # network weights, SGD
+    weight_decay: NonNegative = 0.0
+    logit_lr: Positive = 0.15  # bit-width logits, Adam
+    step_lr: Positive = 1e-2  # log quantizer steps, Adam
+    margin_weight: NonNegative = 1.0  # lambda_m
+    budget_weight: NonNegative = 2.0  # lambda_b
+    temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
+    spend: Annotated[float, Field(ge=0, le=1)] = 0.97  # least share of the budget that a policy uses
+    calibration_images: Count = 512
+    augment: bool = False
+    threads: Count = 2
+    kernels: Literal["auto", "compiled", "eager"] = "auto"
+    options: dict[str, Any] = {}
+
+    @field_validator("bits")
+    @classmethod
+    def _ascending(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        if list(bits) != sorted(set(bits)):
+            raise ValueError("must be ascending and distinct, e.g. [2, 3, 4, 5, 6]")
+        return bits
+
+
+class Evaluate(_Frozen):
+    batch_size: Count = 500
+    threads: Count = 2
+
+
+class Claims(_Frozen):
+    """Which searches play which part in the claims."""
+
+    baseline: Alias = "direct"
+    proxies: tuple[Alias, ...] = ()
+    without_margin: dict[Alias, Alias] = {}  # search with the margin term -> the same search without it
+    references: tuple[Alias, ...] = ()
+    margin_points: Positive = 0.5  # non-inferiority margin of top-1, percentage points
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class Report(_Frozen):
+    formats: tuple[Literal["png", "svg"], ...] = ("png", "svg")
+    dpi: Annotated[int, Field(ge=50, le=600)] = 150
+    title: str = ""
+
+
+class MLflow(_Frozen):
+    uri: str = "sqlite:///mlflow.db"  # MLFLOW_TRACKING_URI in the environment wins
+    experiment: str = ""  # empty: the parameter set's name
+
+
+class Params(_Frozen):
+    """All parameters of one experiment."""
+
+    name: Alias
+    results: str = "results"
+    data_root: str = "data"
+    device: str = "auto"
+    grid: Grid
+    target: Target
+    models: dict[Alias, Model]
+    pretrain: Training
+    search: dict[str, Any] = {}  # defaults for every search; checked as SearchSettings
+    searches: dict[Alias, dict[str, Any]]
+    budgets: dict[Alias, str]
+    finetune: Finetune
+    evaluate: Evaluate = Evaluate()
+    claims: Claims = Claims()
+    report: Report = Report()
+    mlflow: MLflow = MLflow()
+
+    def settings(self, search: str) -> SearchSettings:
+        """The settings of one search: `search` overlaid with the search's own keys."""
+        own = {k: v for k, v in self._search(search).items() if k not in ("method", "proxy")}
+        return SearchSettings(**{**self.search, **own})
+
+    def method(self, search: str) -> str:
+        """The method's name: a file in `seam/search/`, or an importable module with a dot in its name."""
+        return self._search(search)["method"]
+
+    def proxy(self, search: str) -> Proxy | None:
+        """The proxy of one search; None for methods that see no data."""
+        proxy = self._search(search)["proxy"]
+        return None if proxy == "none" else Proxy(**proxy)
+
+    def _search(self, search: str) -> dict[str, Any]:
+        if search not in self.searches:
+            raise unknown("search", search, self.searches, "searches")
+        return self.searches[search]
+
+    def model(self, alias: str) -> Model:
+        if alias not in self.models:
+            raise unknown("model alias", alias, self.models, "models")
+        return self.models[alias]
+
+    def budget(self, alias: str) -> str:
+        if alias not in self.budgets:
+            raise unknown("budget", alias, self.budgets, "budgets")
+        return self.budgets[alias]
+
+    def jobs(self) -> Iterator["Job"]:
+        """All (model, search, budget, seed) of the grid, in order."""
+        g = self.grid
+        return (Job(m, s, b, n) for m in g.models for s in g.searches for b in g.budgets for n in g.seeds)
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, defaults included (JSON types only)."""
+        return self.model_dump(mode="json")
+
+    def slice(self, stage: str, **job: Any) -> dict[str, Any]:
+        """The parameters that a job depends on: dotted key -> value.
+
+        A stage's keys are in `STAGE_KEYS`; a change to any other key must not rerun the job.
+        """
+        dumped = self.dump()
+        result = {}
+        for pattern in STAGE_KEYS[stage]:
+            value: Any = dumped
+            key = pattern.format(**job)
+            for part in key.split("."):
+                value = value[part]
+            result[key] = _ordered(value)
+        return result
+
+
+def _ordered(value: Any) -> Any:
+    """The same value with mappings sorted by key, so that only a value can differ between two slices, not a layout."""
+    if isinstance(value, dict):
+        return {key: _ordered(value[key]) for key in sorted(value)}
+    return [_ordered(item) for item in value] if isinstance(value, list) else value
+
+
+class Job(NamedTuple):
+    model: str
+    search: str
+    budget: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.model}/{self.search}/{self.budget}/{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self))
+
+
+# What each stage depends on; dvc.yaml lists the same keys (a test compares the two).
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "fetch": ("target",),
+    "pretrain": ("device", "models.{model}", "pretrain", "target"),
+    "sample": ("device", "models.{model}", "searches.{search}.proxy", "target"),
+    "search": ("budgets.{budget}", "device", "models.{model}", "search", "searches.{search}", "target"),
+    "finetune": ("device", "finetune", "models.{model}", "target"),
+    "evaluate": ("device", "evaluate", "models.{model}", "target"),
+    "claims": ("claims", "grid"),
+    "report": ("grid", "report"),
+    "log": ("grid", "mlflow", "name"),
+}
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a parameter file.
+
+    Raises SeamError naming the file and each bad key, with the closest valid name for a misspelt one.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SeamError(f"{path}: no such parameter file; run from the repository root or give --params") from None
+    except yaml.YAMLError as error:
+        raise SeamError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise SeamError(f"{path}: must be a mapping of parameters, found {type(raw).__name__}")
+    return parse_params(raw, str(path))
+
+
+def parse_params(raw: dict[str, Any], where: str = "params") -> Params:
+    """Check a mapping as `load_params` does; `where` names its source in messages."""
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise SeamError(_explain(error, Params, where)) from None
+    _check_searches(params, where)
+    _check_references(params, where)
+    return params
+
+
+def _check_searches(params: Params, where: str) -> None:
+    try:
+        SearchSettings(**params.search)
+    except ValidationError as error:
+        raise SeamError(_explain(error, SearchSettings, where, "search")) from None
+    for name, block in params.searches.items():
+        key = f"searches.{name}"
+        for needed in ("method", "proxy"):
+            if needed not in block:
+                hint = (
+                    " (a block with a dataset, or 'none' for a method that sees no data)" if needed == "proxy" else ""
+                )
+                raise SeamError(f"{where}: {key}.{needed} is missing{hint}")
+        try:
+            params.settings(name)
+        except ValidationError as error:
+            raise SeamError(_explain(error, SearchSettings, where, key)) from None
+        if block["proxy"] != "none" and not isinstance(block["proxy"], dict):
+            raise SeamError(f"{where}: {key}.proxy must be a block with a dataset, or 'none'")
+        try:
+            proxy = params.proxy(name)
+        except ValidationError as error:
+            raise SeamError(_explain(error, Proxy, where, f"{key}.proxy")) from None
+        if proxy and proxy.split == "all" and proxy.dataset == params.target.dataset:
+            raise SeamError(f"{where}: {key}.proxy.split: 'all' would show the target's test images to the search")
+
+
+def _check_references(params: Params, where: str) -> None:
+    from seam.data.registry import DATASETS
+    from seam.search import METHODS
+
+    for key, names, known in (
+        ("grid.models", params.grid.models, params.models),
+        ("grid.searches", params.grid.searches, params.searches),
+        ("grid.budgets", params.grid.budgets, params.budgets),
+        ("claims.proxies", params.claims.proxies, params.searches),
+        ("claims.references", params.claims.references, params.searches),
+        ("claims.without_margin", [n for pair in params.claims.without_margin.items() for n in pair], params.searches),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown("name", name, known, f"{where}: {key}")
+    for key, name in [("target.dataset", params.target.dataset)] + [
+        (f"searches.{s}.proxy.dataset", p.dataset) for s in params.searches if (p := params.proxy(s))
+    ]:
+        if name not in DATASETS:
+            raise unknown("dataset", name, DATASETS, f"{where}: {key}")
+    for name in params.searches:
+        method = params.method(name)
+        if method not in METHODS and "." not in str(method):
+            raise unknown("method", str(method), METHODS, f"{where}: searches.{name}.method")
+
+
+def _explain(error: ValidationError, root: type[BaseModel], where: str, prefix: str = "") -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(filter(None, [prefix, *map(str, item["loc"])]))
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(root, item["loc"][:-1])
+            lines.append(str(unknown("key", str(item["loc"][-1]), known, f"{where}: {key}")))
+        elif item["type"] == "missing":
+            lines.append(f"{where}: {key} is missing")
+        else:
+            lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r})")
+    return "\n".join(lines)
+
+
+def _fields_at(root: type[BaseModel], loc: tuple) -> list[str]:
+    model: Any = root
+    for part in loc:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            # A dict of models (models.<alias>): the alias itself is no field.
+            continue
+        model = field.annotation
+        for inner in getattr(model, "__args__", ()):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,0 +1,1 @@
+"""Fake-quantizers, the mixture over bit-widths, and applying a policy to a model."""

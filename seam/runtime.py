@@ -1,0 +1,128 @@
+"""The process that a stage runs in: threads, device, seeds, and the meter of what it costs."""
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from seam.cores import available_cores
+from seam.errors import SeamError
+
+T = TypeVar("T")
+
+
+def set_up(device: str, threads: int, seed: int) -> torch.device:
+    """Fix threads, seeds and the device of this process; returns the device.
+
+    Args:
+        device: "auto" (CUDA if there is one, else the CPU), or a torch device such as "cpu" or "cuda:1".
+        threads: at most; never more than the cores this process may use, since torch's spinning OpenMP threads
+            slow each other down severalfold.
+    """
+    torch.set_num_threads(min(threads, available_cores()))
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise SeamError(
+            f"device: '{device}' cannot be used here ({str(error).splitlines()[0]}); use auto or cpu"
+        ) from None
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory held so far, in MB: of the GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+class Meter:
+    """Counts what a job costs: seconds by part, images, steps and multiply-accumulates."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.images = self.steps = self.epochs = self.macs_per_image = 0
+        self.kernels = "none"
+        self.parts: dict[str, float] = {}
+        # Seconds since the process started, so that the imports before this line count too.
+        self._start = time.perf_counter() - _process_age()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to the named part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
+
+    def add_earlier(self, seconds: float) -> None:
+        """Count the seconds of an earlier process whose checkpoint this one resumes."""
+        self._start -= seconds
+        self.parts["earlier"] = seconds
+
+    def seconds(self) -> float:
+        """Seconds since this process started, plus those of the runs it resumes."""
+        return time.perf_counter() - self._start
+
+    def cost(self, **extra: Any) -> dict[str, Any]:
+        """The content of cost.json. `seconds` counts from process start: imports, compilation, solver included."""
+        cuda = self.device.type == "cuda"
+        seconds = self.seconds()
+        parts = {"start": max(seconds - sum(self.parts.values()), 0.0), **self.parts}
+        return {
+            "seconds": round(seconds, 3),
+            "images": self.images,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "macs_per_image": self.macs_per_image,
+            "image_macs": self.images * self.macs_per_image,
+            "peak_memory_mb": round(peak_memory_mb(self.device), 1),
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if cuda else processor_name(),
+            "threads": torch.get_num_threads(),
+            "kernels": self.kernels,
+            "parts": {name: round(value, 3) for name, value in parts.items()},
+            **extra,
+        }
+
+
+def processor_name() -> str:
+    """Model name of the processor, as the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _process_age() -> float:
+    """Seconds since this process was started (0 where the system does not tell)."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
+            return float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Iterate with a progress bar on stderr; silent when that is not a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield from bar.track(items, total=total, description=label)

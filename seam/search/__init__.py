@@ -1,0 +1,31 @@
+"""Search methods: every module in this folder is one method, found by its file name.
+
+A method is one function
+
+    def preferences(problem: Problem) -> numpy.ndarray   # [layers, weight bits, activation bits], higher is better
+
+and `seam.assign` turns the table into the best policy within the budget. A module may set SPEND, the least share of the
+budget that its policies use, in place of the parameter `spend`.
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from seam.errors import SeamError, unknown
+
+_NOT_METHODS = {"__init__", "problem"}
+METHODS = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS))
+
+
+def load_method(name: str) -> ModuleType:
+    """Import a method: a file of this folder, or any importable module given with a dot in its name."""
+    if name not in METHODS and "." not in name:
+        raise unknown("method", name, METHODS)
+    try:
+        module = importlib.import_module(name if "." in name else f"seam.search.{name}")
+    except ImportError as error:
+        raise SeamError(f"method {name}: cannot be imported ({error})") from None
+    if not hasattr(module, "preferences"):
+        raise SeamError(f"method {name}: the module has no function preferences(problem)")
+    return module

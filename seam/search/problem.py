@@ -1,0 +1,47 @@
+"""What a search method is given."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seam.cost import Budget
+from seam.models import Layer
+from seam.params import SearchSettings
+from seam.runtime import Meter
+
+
+@dataclass
+class Problem:
+    """One search: the model, the data, the budget, and where to report.
+
+    Attributes:
+        model: full-precision network with a head for the proxy's classes, on `device`; the method may change it.
+        layers: all quantizable layers, MACs at the target's input size.
+        images: the proxy's training images (seam.data.loaders.ImageSet); None for methods that see no data.
+        budgets: linear limits over the searchable layers; the first one is the one to be spent.
+        resume: file for checkpoints.
+        history: rows for history.csv, filled by the method.
+        report: extra entries for cost.json (e.g. logit_entropy), filled by the method.
+    """
+
+    model: nn.Module
+    layers: Sequence[Layer]
+    images: Any
+    budgets: Sequence[Budget]
+    settings: SearchSettings
+    seed: int
+    device: torch.device
+    meter: Meter
+    resume: Path | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    live: Callable[..., None] = lambda step, **metrics: None
+
+    @property
+    def names(self) -> list[str]:
+        """The searchable layers' names, in order of execution: the rows of the preference table."""
+        return [layer.name for layer in self.layers if not layer.fixed]

@@ -1,0 +1,75 @@
+"""SEAM: search on a small proxy with a large-margin objective (Tang et al., ACM MM 2023, arXiv 2302.06845).
+
+On a proxy batch the search network (`seam.quant.mixture`) minimises
+
+    L = cross-entropy + lambda_m margin + lambda_b (log E - log B)^2
+
+over its weights, steps and bit-width logits together, where margin is `seam.margin.MarginLoss`, E the expected cost of
+the mixture, sum_l MACs_l E[w_l] E[a_l], and B the budget. The last term pulls from both sides: a search that ends below
+its budget wastes it. The softmax's temperature falls geometrically from 1 to `temperature`, so that the logits end
+sharp. lambda_m = 0 is EdMIPS's objective under our relaxation. The paper publishes no code; relaxation, margin and
+schedule are our choice.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from seam.margin import MarginLoss
+from seam.quant.mixture import Mixture
+from seam.search.problem import Problem
+from seam.training import Group, fit
+
+
+def preferences(problem: Problem) -> np.ndarray:
+    """[L, B, B] log-probability of each layer's (weight bits, activation bits) at the end of the search."""
+    settings, device, budget = problem.settings, problem.device, problem.budgets[0]
+    images = problem.images
+    with problem.meter.part("setup"):
+        net = Mixture(problem.model, problem.layers, settings.bits)
+        first = images.batches(settings.calibration_images, seed=problem.seed, device=device)
+        net.calibrate([next(iter(first))])
+        margin = MarginLoss(len(images.classes), problem.model.get_classifier().in_features).to(device)
+        table = torch.tensor(budget.table / budget.limit, dtype=torch.float32, device=device)
+    features: list[torch.Tensor] = []
+    problem.model.get_classifier().register_forward_pre_hook(
+        lambda _, args: features.__setitem__(slice(None), [args[0].flatten(1)]), prepend=True
+    )
+
+    def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        net.temperature = settings.temperature**done
+        cross_entropy = F.cross_entropy(net(x), y)
+        margin_loss = margin(features[-1], y)
+        spent = net.expected(table)
+        total = cross_entropy + settings.budget_weight * spent.log().square()
+        if settings.margin_weight:
+            total = total + settings.margin_weight * margin_loss
+        logs = {"ce": cross_entropy, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
+        return total, logs
+
+    logits = [net.weight_logits, net.input_logits]
+    log_steps = [p for n, p in net.named_parameters() if n.endswith("log_step") or n.endswith("log_steps")]
+    special = {id(p) for p in logits + log_steps}
+    problem.history += fit(
+        module=torch.nn.ModuleList([net, margin]),
+        loss=loss,
+        images=images,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        augment=settings.augment,
+        groups=[
+            Group([p for p in net.parameters() if id(p) not in special], settings.lr, "sgd", settings.weight_decay),
+            Group(log_steps, settings.step_lr, "adam"),
+            Group(logits, settings.logit_lr, "adam", schedule="constant"),
+        ],
+        seed=problem.seed,
+        device=device,
+        meter=problem.meter,
+        resume=problem.resume,
+        live=problem.live,
+        label="search",
+    )
+    net.temperature = settings.temperature
+    net.refresh()
+    problem.report["logit_entropy"] = round(net.entropy().item(), 4)
+    return net.preferences()

@@ -1,0 +1,308 @@
+"""The pipeline's stages: each reads its inputs, calls the part that does the work, writes its folder of results."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from seam import io, provenance
+from seam.params import Job, Params
+
+
+def fetch(params: Params, out: Path) -> None:
+    """Make the target dataset available and describe it: manifest.json."""
+    from seam.data.fetch import fetch as fetch_dataset
+
+    manifest = fetch_dataset(params.target.dataset, params.data_root, params.target.path)
+    io.write_json(out / "manifest.json", manifest)
+    provenance.record(params, "fetch", {}, [], [out / "manifest.json"])
+    print(f"fetch: {params.target.dataset}, {manifest['train']['count']} + {manifest['test']['count']} images")
+
+
+def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
+    """Train the full-precision target model (or take given weights) and measure it."""
+    import torch
+
+    from seam import training
+    from seam.evaluate import evaluate as measure
+    from seam.models import total_macs
+    from seam.runtime import Meter, set_up
+
+    provenance.check_inputs(params, [data])
+    settings, spec = params.pretrain, params.model(model)
+    device = set_up(params.device, settings.threads, settings.seed)
+    meter = Meter(device)
+    with meter.part("setup"):
+        train, test = _target(params, "train", settings.images, settings.seed), _target(params, "test")
+        network, size = _network(params, model)
+        network = network.to(device, memory_format=torch.channels_last)
+        meter.macs_per_image = total_macs(network, size)
+    history: list[dict[str, Any]] = []
+    resume = _resume_file(params, "pretrain", {"model": model}, [data])
+    if not (spec.weights or spec.pretrained):
+        history = training.fit(
+            network,
+            training.cross_entropy(network, settings.label_smoothing),
+            train,
+            settings.epochs,
+            settings.batch_size,
+            training.training_groups(network, settings),
+            settings.seed,
+            device,
+            meter,
+            augment=settings.augment,
+            resume=resume,
+            label=f"pretrain {model}",
+        )
+    with meter.part("evaluate"):
+        metrics = measure(network, test, params.evaluate.batch_size, device)
+    io.save_tensors(out / "fp.safetensors", network.state_dict())
+    io.write_csv(out / "history.csv", history, TRAIN_COLUMNS)
+    io.write_json(out / "metrics.json", {**metrics, "images": len(test)})
+    io.write_json(out / "cost.json", meter.cost())
+    outputs = [out / n for n in ("fp.safetensors", "history.csv", "metrics.json", "cost.json")]
+    provenance.record(params, "pretrain", {"model": model}, [data], outputs)
+    resume.unlink(missing_ok=True)
+    print(f"pretrain: {model}, top-1 {metrics['top1']:.2f} %, {meter.seconds():.0f} s")
+
+
+def sample(params: Params, model: str, search: str, weights: Path, out: Path) -> None:
+    """Choose a search's proxy images: proxy.json."""
+    from seam.data.fetch import fetch as fetch_dataset
+
+    provenance.check_inputs(params, [weights], {"model": model})
+    proxy = params.proxy(search)
+    if proxy is None:
+        content: dict[str, Any] = {"dataset": None, "count": 0}
+    else:
+        from seam.data.proxy import describe_proxy
+
+        manifest = fetch_dataset(proxy.dataset, params.data_root, proxy.path)
+        target = fetch_dataset(params.target.dataset, params.data_root, params.target.path)
+        content = describe_proxy(
+            proxy, manifest, target, params.data_root, lambda: _feature_model(params, model, weights)
+        )
+    io.write_json(out / "proxy.json", content)
+    provenance.record(params, "sample", {"model": model, "search": search}, [weights], [out / "proxy.json"])
+
+
+def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> None:
+    """Search a policy on the proxy: policy.json, cost.json, history.csv."""
+    import torch
+
+    from seam.assign import assign
+    from seam.cost import parse_budget
+    from seam.models import find_layers, input_size, replace_head, total_macs
+    from seam.policy import make_policy
+    from seam.quant.functional import use_kernels
+    from seam.runtime import Meter, set_up
+    from seam.search import load_method
+    from seam.search.problem import Problem
+    from seam.tracking import live
+
+    provenance.check_inputs(params, [weights, proxy], job)
+    settings = params.settings(job.search)
+    device = set_up(params.device, settings.threads, job.seed)
+    meter = Meter(device)
+    method = load_method(params.method(job.search))
+    with meter.part("setup"):
+        network, size = _network(params, job.model, weights)
+        layers = find_layers(network, size)
+        budget = parse_budget(params.budget(job.budget), layers, settings.bits)
+        about = io.read_json(proxy)
+        images = _proxy_images(params, job.search, about, channels=size[0])
+        if images is not None:
+            if about["dataset"] != params.target.dataset:
+                replace_head(network, len(images.classes))
+            meter.macs_per_image = total_macs(network, input_size(size[0], images.image_size))
+        network = network.to(device, memory_format=torch.channels_last)
+    if images is not None:
+        with meter.part("compile"):
+            meter.kernels, _ = use_kernels(settings.kernels)
+    resume = _resume_file(params, "search", job._asdict(), [weights, proxy])
+    with live(params, job, "search") as log:
+        problem = Problem(network, layers, images, [budget], settings, job.seed, device, meter, resume, live=log.log)
+        table = method.preferences(problem)
+    with meter.part("solve"):
+        spend = getattr(method, "SPEND", settings.spend)
+        assigned = assign(table, problem.names, settings.bits, problem.budgets, spend)
+    policy = make_policy(
+        layers,
+        assigned,
+        budget,
+        {
+            "alias": job.model,
+            "name": params.model(job.model).name,
+            "num_classes": len(_manifest(params)["classes"]),
+            "in_chans": size[0],
+            "input_size": list(size),
+        },
+        method=params.method(job.search),
+        search=job.search,
+        seed=job.seed,
+        proxy={k: about[k] for k in ("dataset", "count", "image_size")} if about["count"] else None,
+    )
+    io.write_json(out / "policy.json", policy)
+    io.write_csv(out / "history.csv", problem.history, SEARCH_COLUMNS)
+    io.write_json(out / "cost.json", meter.cost(**{"logit_entropy": None, **problem.report}))
+    outputs = [out / n for n in ("policy.json", "cost.json", "history.csv")]
+    provenance.record(params, "search", job._asdict(), [weights, proxy], outputs)
+    resume.unlink(missing_ok=True)
+    print(f"search: {job.name}, {policy['budget']['share']:.3f} of the budget, {meter.seconds():.1f} s")
+
+
+def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -> None:
+    """Quantization-aware training of the target model under a policy: model.safetensors."""
+    from seam import training
+    from seam.quant.functional import use_kernels
+    from seam.runtime import Meter, set_up
+    from seam.tracking import live
+
+    provenance.check_inputs(params, [weights, policy], job)
+    settings = params.finetune
+    device = set_up(params.device, settings.threads, job.seed)
+    meter = Meter(device)
+    with meter.part("compile"):
+        meter.kernels, _ = use_kernels(settings.kernels)
+    with meter.part("setup"):
+        train = _target(params, "train", settings.images, settings.seed)
+        network, meter.macs_per_image = _quantized(params, job, weights, policy, train, device)
+    resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
+    with live(params, job, "finetune") as log:
+        history = training.fit(
+            network,
+            training.cross_entropy(network, settings.label_smoothing),
+            train,
+            settings.epochs,
+            settings.batch_size,
+            training.training_groups(network, settings),
+            job.seed,
+            device,
+            meter,
+            augment=settings.augment,
+            resume=resume,
+            live=log.log,
+            label=f"finetune {job.name}",
+        )
+    io.save_tensors(out / "model.safetensors", network.state_dict())
+    io.write_csv(out / "history.csv", history, TRAIN_COLUMNS)
+    io.write_json(out / "cost.json", meter.cost())
+    outputs = [out / n for n in ("model.safetensors", "history.csv", "cost.json")]
+    provenance.record(params, "finetune", job._asdict(), [weights, policy], outputs)
+    resume.unlink(missing_ok=True)
+    print(f"finetune: {job.name}, {meter.seconds():.0f} s")
+
+
+def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
+    """Measure a policy on the target's test set, calibrated only and after finetuning: metrics.json."""
+    from seam.evaluate import evaluate as measure
+    from seam.quant.functional import use_kernels
+    from seam.runtime import set_up
+
+    inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
+    provenance.check_inputs(params, inputs, job)
+    device = set_up(params.device, params.evaluate.threads, job.seed)
+    use_kernels(params.finetune.kernels)
+    train = _target(params, "train", params.finetune.images, params.finetune.seed)
+    test = _target(params, "test")
+    network, _ = _quantized(params, job, weights, policy, train, device)
+    calibrated = measure(network, test, params.evaluate.batch_size, device)
+    network.load_state_dict(io.load_tensors(finetuned))
+    tuned = measure(network, test, params.evaluate.batch_size, device)
+    full = io.read_json(weights.with_name("metrics.json"))
+    about = io.read_json(policy)
+    keys = ("top1", "top5", "class_margin")
+    metrics = {
+        **tuned,
+        **{f"calibrated_{k}": calibrated[k] for k in keys},
+        **{f"fp_{k}": full[k] for k in keys},
+        **{k: about["totals"][k] for k in ("bitops_g", "bitops_g_fixed", "size_mb")},
+        "budget_share": about["budget"]["share"],
+        "images": len(test),
+    }
+    io.write_json(out / "metrics.json", metrics)
+    provenance.record(params, "evaluate", job._asdict(), inputs, [out / "metrics.json"])
+    print(
+        f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
+        f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "
+        f"{metrics['bitops_g']:.3f} GBitOPs, {metrics['size_mb']:.2f} MB"
+    )
+
+
+def _manifest(params: Params) -> dict[str, Any]:
+    """The target's manifest."""
+    from seam.data.fetch import fetch as fetch_dataset
+
+    return fetch_dataset(params.target.dataset, params.data_root, params.target.path)
+
+
+def _target(params: Params, split: str, count: int | None = None, seed: int = 0) -> Any:
+    """The target's images, or a fixed class-balanced part of them."""
+    from seam.data.loaders import load
+    from seam.data.sampling import sample_indices
+
+    target = params.target
+    images = load(target.dataset, params.data_root, split, target.path, image_size=target.image_size)
+    if count is None or count >= len(images):
+        return images
+    return images.subset(sample_indices(images.labels.numpy(), count, "balanced", seed))
+
+
+def _proxy_images(params: Params, search: str, about: dict[str, Any], channels: int) -> Any:
+    """The images that proxy.json describes, with the target's number of channels; None for no data."""
+    from seam.data.loaders import load
+
+    proxy = params.proxy(search)
+    if proxy is None:
+        return None
+    size = tuple(about["image_size"])
+    return load(proxy.dataset, params.data_root, proxy.split, proxy.path, about["indices"], size, channels)
+
+
+def _network(params: Params, model: str, weights: Path | None = None) -> tuple[Any, tuple[int, int, int]]:
+    """The target's model, with weights if given, and its input size (C, H, W)."""
+    from seam.models import build, input_size, load_weights
+
+    manifest = _manifest(params)
+    size = input_size(manifest["channels"], params.target.image_size or manifest["image_size"])
+    network = build(params.model(model), len(manifest["classes"]), size[0])
+    if weights is not None:
+        load_weights(network, weights)
+    return network, size
+
+
+def _quantized(params: Params, job: Job, weights: Path, policy: Path, train: Any, device: Any) -> tuple[Any, int]:
+    """The target's model under a policy, calibrated on its first finetuning images; and its MACs an image."""
+    import torch
+
+    from seam.models import find_layers
+    from seam.policy import load_policy
+    from seam.quant.apply import calibrate, quantize
+
+    network, size = _network(params, job.model, weights)
+    layers = find_layers(network, size)
+    network = quantize(network.to(device, memory_format=torch.channels_last), load_policy(policy, layers))
+    batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=params.finetune.seed, device=device)
+    calibrate(network, [next(iter(batches))])
+    return network, sum(layer.macs for layer in layers)
+
+
+def _feature_model(params: Params, model: str, weights: Path) -> Any:
+    """The pretrained target model and its device, for sampling by features."""
+    from seam.runtime import set_up
+
+    device = set_up(params.device, params.pretrain.threads, 0)
+    return _network(params, model, weights)[0].to(device), device
+
+
+def _resume_file(params: Params, stage: str, job: dict[str, Any], inputs: Iterable[Path]) -> Path:
+    """Checkpoint file of a job; another parameter or input gives another file, so a stale one is never resumed."""
+    import hashlib
+    import json
+
+    key = json.dumps([params.slice(stage, **job), job, [io.sha256(path) for path in inputs]], sort_keys=True)
+    return Path(params.results) / ".resume" / f"{stage}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
+
+
+CALIBRATION_IMAGES = 512
+TRAIN_COLUMNS = ("step", "epoch", "loss", "top1", "lr", "seconds")
+SEARCH_COLUMNS = ("step", "epoch", "loss", "ce", "margin", "budget", "entropy", "lr", "seconds")

@@ -1,0 +1,73 @@
+"""Estimates with intervals, and verdicts computed from them."""
+
+import math
+from collections.abc import Mapping
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
+
+
+class Verdict(NamedTuple):
+    verdict: str  # HOLDS, FAILS or OPEN
+    reason: str
+
+
+def estimate(values: Mapping[Any, float], confidence: float, unit: str, *, ratio: bool = False) -> dict[str, Any]:
+    """Mean of independent replicates with a two-sided Student t interval.
+
+    values: replicate (a seed, say) -> measured value. unit: what one replicate is, stated with n in the result.
+    ratio: the values are ratios: geometric mean, interval computed on the logarithms.
+    The interval is null, with the reason in `no_interval`, for a single value and for values without any spread
+    (equal values carry no information about the spread; a width of zero would claim certainty).
+    """
+    sample = [math.log(v) if ratio else v for v in values.values()]
+    back = math.exp if ratio else float
+    n, mean = len(sample), fmean(sample)
+    result = {"value": _short(back(mean)), "interval": None, "confidence": confidence, "n": n, "unit": unit}
+    if n < 2:
+        result["no_interval"] = f"a single {unit}"
+    elif (spread := stdev(sample)) <= 1e-9 * max(1.0, abs(mean)):
+        result["no_interval"] = f"{n} equal values give no spread"
+    else:
+        from scipy.stats import t
+
+        half = float(t.ppf(0.5 + confidence / 2, n - 1)) * spread / math.sqrt(n)
+        result["interval"] = [_short(back(mean - half)), _short(back(mean + half))]
+    result["values"] = {str(key): _short(value) for key, value in values.items()}
+    return result
+
+
+def above(estimated: Mapping[str, Any], bound: float, *, point_decides: bool = False) -> Verdict:
+    """Whether the true mean lies above `bound`: the interval must lie on one side of it.
+
+    point_decides: without an interval the point estimate decides (for costs: counted, or timed once a job).
+    """
+    value, interval = estimated["value"], estimated["interval"]
+    limit = f"{bound:g}"
+    if interval is None:
+        why = estimated["no_interval"]
+        if not point_decides:
+            return Verdict(OPEN, f"{why}: no interval to compare with {limit}")
+        return Verdict(HOLDS if value > bound else FAILS, f"{value:.3g} against {limit} ({why})")
+    low, high = interval
+    shown = f"[{low:.3g}, {high:.3g}]"
+    if low > bound:
+        return Verdict(HOLDS, f"the interval {shown} lies above {limit}")
+    if high <= bound:
+        return Verdict(FAILS, f"the interval {shown} does not reach above {limit}")
+    return Verdict(OPEN, f"the interval {shown} includes {limit}")
+
+
+def every(parts: Mapping[str, str]) -> Verdict:
+    """The verdict of 'all of these hold', from the verdicts of the parts."""
+    for verdict in (FAILS, OPEN):
+        named = [name for name, part in parts.items() if part == verdict]
+        if named:
+            return Verdict(verdict, f"{verdict}: {', '.join(named)}")
+    return Verdict(HOLDS, "every part holds")
+
+
+def _short(value: float) -> float:
+    """Seven significant digits: enough for any reader, and no noise of the last bit in committed files."""
+    return float(f"{value:.7g}")

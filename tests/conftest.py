@@ -1,0 +1,49 @@
+"""Shared by all tests: one real run of the smoke set by each engine, made when a test first asks for it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from engines import copy_repository, run, snakemake
+
+from seam.params import Params, load_params
+
+SMOKE = "experiments/smoke.yaml"
+
+
+@pytest.fixture(scope="session")
+def smoke_results(tmp_path_factory) -> tuple[Params, Path]:
+    """The smoke set run by Snakemake in a copy of the repository: (parameters, root of the copy). Do not change it."""
+    root = copy_repository(tmp_path_factory.mktemp("smoke") / "seam")
+    done = snakemake(root, "--cores", "8", "--configfile", SMOKE)
+    (root / "snakemake.log").write_text(done.stdout + done.stderr)
+    return load_params(root / SMOKE), root
+
+
+@pytest.fixture(scope="session")
+def dvc_results(tmp_path_factory) -> tuple[Params, Path]:
+    """The smoke set run by `dvc repro` in a fresh git repository without any remote. Do not change it."""
+    root = copy_repository(tmp_path_factory.mktemp("dvc") / "seam")
+    shutil.copy2(root / SMOKE, root / "params.yaml")
+    commit(root, "start")
+    done = run(root, "dvc", "repro")
+    (root / "dvc.log").write_text(done.stdout + done.stderr)
+    return load_params(root / SMOKE), root
+
+
+@pytest.fixture
+def smoke_copy(smoke_results, tmp_path, monkeypatch) -> tuple[Params, Path]:
+    """A copy of `smoke_results` to change as the test likes; it is the working directory."""
+    params, root = smoke_results
+    copy = tmp_path / "seam"
+    shutil.copytree(root, copy)  # keeps modification times
+    monkeypatch.chdir(copy)
+    return params, copy
+
+
+def commit(root: Path, message: str) -> None:
+    """Commit everything at `root`, in a git repository that is made if need be."""
+    if not (root / ".git").exists():
+        run(root, "git", "init", "--quiet")
+    run(root, "git", "add", "--all")
+    run(root, "git", "-c", "user.name=seam", "-c", "user.email=seam@localhost", "commit", "--quiet", "-m", message)

@@ -1,0 +1,109 @@
+"""Both engines' fully expanded graphs, as the engines themselves resolve them, in one common form.
+
+`expand("snakemake", root)` starts `python engines.py snakemake` there, since both engines keep global state: one
+process an expansion keeps the tests apart.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NEEDED = ("seam", "workflow", "experiments", "params.yaml", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore")
+NEEDED += ("environment.yml", "pyproject.toml")
+
+
+def copy_repository(destination: Path) -> Path:
+    """Copy what both engines need to run, without results, caches and data."""
+    ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+    for name in NEEDED:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, destination / name, ignore=ignore)
+        else:
+            destination.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, destination / name)
+    return destination
+
+
+def environment(root: Path) -> dict[str, str]:
+    """The environment of a user at the root of a copy, with the engines' programs on the path."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "SNAKEMAKE_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{clean.get('PATH', os.defpath)}"
+    return {**clean, "PATH": path, "PYTHONPATH": str(root), "COLUMNS": "200"}
+
+
+def run(root: Path, *command: str, code: int | None = 0) -> subprocess.CompletedProcess:
+    """Run a program in `root`; fails with its whole output when it exits with another code than `code`."""
+    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=600)
+    assert code is None or done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def snakemake(root: Path, *options: str, code: int | None = 0) -> subprocess.CompletedProcess:
+    return run(root, "snakemake", *options, code=code)
+
+
+def expand(engine: str, root: Path, params: str = "params.yaml") -> dict[str, dict]:
+    """All jobs: name -> {"command", "inputs", "outputs", "params", "run": whether the engine would run it now}."""
+    return json.loads(run(root, sys.executable, __file__, engine, params).stdout.splitlines()[-1])
+
+
+def name_of(command: str) -> str:
+    """A job's name: its stage and the aliases it is for, e.g. `search resnet direct w3a3 0`."""
+    options = re.findall(r"--(?:model|search|budget|seed) (\S+)", command)
+    return " ".join([command.split()[3], *options])
+
+
+def _snakemake(params: str) -> dict[str, dict]:
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.enums import Quietness
+    from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
+
+    settings = ConfigSettings(configfiles=[] if params == "params.yaml" else [Path(params)])
+    with SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
+        workflow = api.workflow(ResourceSettings(cores=8), settings, snakefile=Path("workflow/Snakefile"))
+        workflow.dag(DAGSettings()).execute_workflow(executor="dryrun")
+        dag = workflow._workflow.dag
+        needed = set(dag.needrun_jobs(exclude_finished=False))
+        jobs = {}
+        for job in dag.jobs:
+            if job.rule.name != "all":
+                command = job.shellcmd.split(" | tee ")[0]
+                jobs[name_of(command)] = {
+                    "command": command,
+                    "inputs": sorted(map(str, job.input)),
+                    "outputs": sorted(map(str, job.output)),
+                    "params": sorted(job.params.settings),
+                    "run": job in needed,
+                }
+    return jobs
+
+
+def _dvc() -> dict[str, dict]:
+    import networkx
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        status = repo.status()
+        # A changed stage changes what it makes, so everything after it runs too.
+        changed = [stage for stage in repo.index.stages if stage.addressing in status]
+        run = set(changed).union(*(networkx.ancestors(repo.index.graph, stage) for stage in changed))
+        return {
+            name_of(stage.cmd): {
+                "command": stage.cmd,
+                "inputs": sorted(dep.def_path for dep in stage.deps if not getattr(dep, "params", None)),
+                "outputs": sorted(out.def_path for out in stage.outs),
+                "params": sorted(key for dep in stage.deps for key in getattr(dep, "params", None) or ()),
+                "run": stage in run,
+            }
+            for stage in repo.index.stages
+        }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_dvc() if sys.argv[1] == "dvc" else _snakemake(sys.argv[2])))

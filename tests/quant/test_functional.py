@@ -1,0 +1,128 @@
+"""The fused passes against autograd of the plain formula, in float64, ties and clipping edges included."""
+
+import pytest
+import torch
+
+from seam.quant import functional
+from seam.quant.functional import initial_steps, integer_bounds, mix, use_kernels
+
+BITS = (2, 3, 4, 5, 6)
+
+
+class _Round(torch.autograd.Function):
+    """Rounding with a straight-through gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def plain_mixture(x, steps, weights, bounds):
+    """The formula as a reader would write it, differentiated by autograd."""
+    y = torch.zeros_like(x)
+    for b in range(len(weights)):
+        s = steps[b].reshape(-1, *[1] * (x.dim() - 1)) if steps.dim() == 2 else steps[b]
+        v, n, p = x / s, bounds[0, b], bounds[1, b]
+        clipped = torch.where(
+            v <= n, n, torch.where(v >= p, p, v)
+        )  # torch.clamp's gradient at an edge varies by version
+        y = y + weights[b] * s * _Round.apply(clipped)
+    return y
+
+
+def problem(per_channel, signed, dtype=torch.float64, shape=(4, 6, 3, 3)):
+    generator = torch.Generator().manual_seed(0)
+    # Multiples of an eighth with power-of-two steps: many exact ties (x / s = k + 1/2) and exact clipping edges.
+    x = torch.randint(-40, 41, shape, generator=generator).to(dtype) / 8
+    steps = torch.tensor([1.0, 0.5, 0.25, 0.25, 0.125], dtype=dtype)
+    if per_channel:
+        steps = steps[:, None].repeat(1, shape[0]) * torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=dtype)
+    weights = torch.softmax(torch.randn(5, generator=generator, dtype=dtype), 0)
+    bounds = integer_bounds(BITS, signed).to(dtype)
+    g = torch.randn(shape, generator=generator, dtype=dtype)
+    return [t.requires_grad_() for t in (x, steps.contiguous(), weights)], bounds, g
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_gradients_equal_autograd_of_the_formula(per_channel, signed):
+    use_kernels("eager")
+    inputs, bounds, g = problem(per_channel, signed)
+    expected = plain_mixture(*inputs, bounds)
+    wanted = torch.autograd.grad(expected, inputs, g)
+    actual = mix(*inputs, bounds)
+    found = torch.autograd.grad(actual, inputs, g)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_cases_hold_ties_and_edges():
+    (x, steps, _), bounds, _ = problem(per_channel=False, signed=True)
+    v = x / steps[0]
+    assert ((v - v.floor()) == 0.5).any()
+    assert (v == bounds[0, 0]).any() and (v == bounds[1, 0]).any()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_compiled_equals_eager(per_channel):
+    shape = (4, 6, 3, 3)
+    inputs, bounds, g = problem(per_channel, True, torch.float32, shape)
+    results = []
+    for mode in ("eager", "compiled"):
+        kind, _ = use_kernels(mode)
+        assert kind == mode
+        y = mix(*inputs, bounds)
+        results.append((y, *torch.autograd.grad(y, inputs, g)))
+    use_kernels("eager")
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_layout_does_not_matter():
+    use_kernels("eager")
+    (x, steps, weights), bounds, g = problem(per_channel=True, signed=True)
+    last = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    a, b = mix(x, steps, weights, bounds), mix(last, steps, weights, bounds)
+    assert b.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(a, b)
+    # A gradient in another layout than the input's.
+    torch.testing.assert_close(
+        torch.autograd.grad(a, x, g)[0],
+        torch.autograd.grad(b, last, g.contiguous())[0],
+    )
+
+
+def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
+    use_kernels("eager")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(functional, "_warm_up", broken)
+    kind, _ = use_kernels("auto")
+    assert kind == "eager"
+    assert [r.message for r in caplog.records if "several times slower" in r.message]
+    with pytest.raises(RuntimeError, match="no C"):
+        use_kernels("compiled")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_initial_steps_are_near_the_best(bits):
+    x = torch.randn(1, 4096, generator=torch.Generator().manual_seed(1))
+    bounds = integer_bounds([bits], signed=True)
+
+    def error(step):
+        return ((x / step).clamp(*bounds[:, 0].tolist()).round() * step - x).square().mean().item()
+
+    found = error(initial_steps(x, bounds)[0, 0])
+    best = min(error(s) for s in torch.linspace(0.005, 2.0, 2000).tolist())
+    assert found <= 1.1 * best
+
+
+def test_initial_steps_of_a_dead_channel_are_positive():
+    assert (initial_steps(torch.zeros(3, 8), integer_bounds(BITS, True)) > 0).all()

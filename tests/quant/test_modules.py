@@ -1,0 +1,155 @@
+import pytest
+import torch
+from torch import nn
+
+from seam.errors import SeamError
+from seam.models import find_layers
+from seam.quant.apply import calibrate, quantize
+from seam.quant.functional import use_kernels
+from seam.quant.mixture import Mixture
+from seam.quant.modules import Quantizer, channel_samples
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    use_kernels("eager")
+
+
+class Small(nn.Module):
+    """Four layers, the middle two searchable; timm's classifier interface."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.one = nn.Conv2d(4, 8, 3, padding=1)
+        self.two = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 3)
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = self.two(torch.relu(self.one(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def batches(count=2):
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(16, 1, 8, 8, generator=generator), torch.zeros(16, dtype=torch.long)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 6, 8])
+def test_a_quantized_weight_has_at_most_two_to_the_bits_levels(bits):
+    torch.manual_seed(0)
+    model = quantize(Small(), {"one": (bits, 8)})
+    weight = model.one.weight
+    for channel in weight.detach():
+        assert len(channel.unique()) <= 2**bits
+    assert len(weight.detach()[0].unique()) > 2 ** (bits - 1) or bits > 5
+
+
+def test_inputs_after_relu_are_unsigned_and_others_signed():
+    torch.manual_seed(0)
+    model = quantize(Small(), {name: (4, 4) for name in ("stem", "one", "head")})
+    calibrate(model, batches())
+    signed = {name: getattr(model, name).input_quantizer.signed for name in ("stem", "one", "head")}
+    assert signed == {"stem": True, "one": False, "head": True}
+
+
+def test_calibration_sees_unquantized_inputs_and_switches_quantizers_back_on():
+    torch.manual_seed(0)
+    model = quantize(Small(), {"one": (8, 2)})
+    with torch.no_grad():
+        model.one.input_quantizer.log_step.fill_(5.0)  # absurd: everything rounds to zero
+    calibrate(model, batches())
+    assert model.one.input_quantizer.log_step.exp().item() < 2
+    assert model.one.input_quantizer.enabled
+
+
+def test_eight_bits_hardly_change_the_output():
+    torch.manual_seed(0)
+    model = Small().eval()
+    x = batches(1)[0][0]
+    before = model(x)
+    quantize(model, {name: (8, 8) for name in ("stem", "one", "two", "head")})
+    calibrate(model, batches())
+    assert (model(x) - before).abs().max() < 0.05 * before.abs().max()
+
+
+def test_quantizers_learn():
+    torch.manual_seed(0)
+    model = quantize(Small(), {"one": (3, 3)})
+    calibrate(model, batches())
+    model(batches(1)[0][0]).square().sum().backward()
+    assert model.one.input_quantizer.log_step.grad.abs().sum() > 0
+    weight_quantizer = model.one.parametrizations.weight[0]
+    assert weight_quantizer.log_step.grad.abs().sum() > 0
+    assert model.one.parametrizations.weight.original.grad.abs().sum() > 0
+
+
+def test_unknown_layer_is_named():
+    with pytest.raises(SeamError, match="no layer nowhere"):
+        quantize(Small(), {"nowhere": (4, 4)})
+
+
+def mixture():
+    torch.manual_seed(0)
+    model = Small()
+    layers = find_layers(model, (1, 8, 8))
+    net = Mixture(model, layers, (2, 4, 6))
+    net.calibrate(batches())
+    return net
+
+
+def test_a_decided_mixture_equals_the_quantized_model():
+    net = mixture()
+    with torch.no_grad():
+        net.weight_logits[:, 1] = 60.0
+        net.input_logits[:, 2] = 60.0
+    torch.manual_seed(0)
+    plain = quantize(Small(), {"stem": (8, 8), "one": (4, 6), "two": (4, 6), "head": (8, 8)}).eval()
+    for name in ("stem", "one", "two", "head"):
+        getattr(plain, name).input_quantizer.enabled = False
+    calibrate(plain, batches())
+    net.eval()
+    x = batches(1)[0][0]
+    difference = (net(x) - plain(x)).abs().max()
+    # Steps of the inputs are fitted to slightly different samples (weights quantized or mixed): near, not equal.
+    assert difference < 0.05 * plain(x).abs().max()
+
+
+def test_weights_of_a_decided_mixture_are_exact():
+    net = mixture()
+    with torch.no_grad():
+        net.weight_logits[:, 1] = 200.0
+    net.refresh()
+    quantizer = Quantizer(4, channels=8)
+    original = net.model.one.parametrizations.weight.original
+    quantizer.fit(channel_samples(original))
+    torch.testing.assert_close(net.model.one.weight, quantizer(original))
+
+
+def test_expected_cost_and_entropy():
+    net = mixture()
+    table = torch.rand(2, 3, 3)
+    net.refresh()
+    torch.testing.assert_close(net.expected(table), table.mean((1, 2)).sum())
+    torch.testing.assert_close(net.entropy(), torch.tensor(3.0).log2())
+    with torch.no_grad():
+        net.weight_logits[:, 0] = net.input_logits[:, 2] = 100.0
+    net.refresh()
+    torch.testing.assert_close(net.expected(table), table[:, 0, 2].sum())
+    assert net.entropy() < 1e-6
+
+
+def test_temperature_sharpens():
+    net = mixture()
+    with torch.no_grad():
+        net.weight_logits[:, 0] = 1.0
+    net.refresh()
+    warm = net.entropy()
+    net.temperature = 0.1
+    net.refresh()
+    assert net.entropy() < warm
+    assert net.preferences().shape == (2, 3, 3)

@@ -1,0 +1,97 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from seam.assign import assign
+from seam.cost import parse_budget
+from seam.errors import SeamError
+from seam.models import Layer
+
+BITS = (2, 3, 4, 5, 6)
+
+
+def layers(macs, names=None):
+    names = names or [f"layer{i}" for i in range(len(macs))]
+    inner = [Layer(n, m, 10, False) for n, m in zip(names, macs, strict=True)]
+    return [Layer("stem", 5, 5, True), *inner, Layer("head", 5, 5, True)]
+
+
+def brute_force(preferences, budget, bits, floor):
+    pairs = list(itertools.product(range(len(bits)), repeat=2))
+    best = None
+    for choice in itertools.product(pairs, repeat=len(preferences)):
+        cost = sum(budget.table[i, w, a] for i, (w, a) in enumerate(choice))
+        if floor * budget.limit <= cost <= budget.limit * (1 + 1e-12):
+            value = sum(preferences[i, w, a] for i, (w, a) in enumerate(choice))
+            best = max(best or (value, choice), (value, choice))
+    return best[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    bits = (2, 4, 6)
+    budget = parse_budget("w4a4", layers(rng.integers(100, 1000, 4)), bits)
+    preferences = rng.normal(size=(4, 3, 3))
+    assigned = assign(preferences, ["a", "b", "c", "d"], bits, [budget], spend=0.9)
+    index = {b: i for i, b in enumerate(bits)}
+    value = sum(preferences[i, index[w], index[a]] for i, (w, a) in enumerate(assigned))
+    assert value == pytest.approx(brute_force(preferences, budget, bits, 0.9), abs=1e-4)
+
+
+@pytest.mark.parametrize("spec", ["w2a2", "w3a3", "w4a2", "w5a6", "0.00004 GBitOPs", "3.3 bits"])
+def test_never_over_budget_and_spends_it(spec):
+    rng = np.random.default_rng(1)
+    some = layers(rng.integers(1000, 100_000, 12))
+    budget = parse_budget(spec, some, BITS) if "G" not in spec else parse_budget("0.008 GBitOPs", some, BITS)
+    # A preference for few bits: without the floor the budget would stay unspent.
+    preferences = -np.add.outer(BITS, BITS)[None].repeat(12, 0).astype(float)
+    share = budget.cost(assign(preferences, [f"l{i:02}" for i in range(12)], BITS, [budget])) / budget.limit
+    assert 0.97 - 1e-9 <= share <= 1 + 1e-9
+
+
+def test_a_budget_that_cannot_be_spent_is_left_unspent():
+    budget = parse_budget("100 GBitOPs", layers([1000, 1000]), BITS)
+    share = budget.cost(assign(np.zeros((2, 5, 5)), ["a", "b"], BITS, [budget])) / budget.limit
+    assert share < 0.97
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["c", "b", "a"], ["b", "a", "c"]])
+def test_ties_are_broken_by_name(names):
+    bits = (2, 4)
+    some = layers([1000, 1000, 1000], names)
+    # Room for one layer at 4/4 and the others at 2/2; no preference among equal layers.
+    budget = parse_budget("0.000024 GBitOPs", some, bits)
+    table = np.zeros((3, 2, 2))
+    table[:, 1, 1] = 1.0
+    assigned = dict(zip(names, assign(table, names, bits, [budget]), strict=True))
+    assert assigned == {"a": (4, 4), "b": (2, 2), "c": (2, 2)}
+
+
+def test_allowed_choices_are_kept():
+    budget = parse_budget("w4a4", layers([1000, 1000]), BITS)
+    allowed = np.ones((2, 5, 5), bool)
+    allowed[0] = False
+    allowed[0, 0, 4] = True
+    assert assign(np.zeros((2, 5, 5)), ["a", "b"], BITS, [budget], allowed=allowed)[0] == (2, 6)
+
+
+def test_budgets_that_contradict_are_refused():
+    some = layers([1000, 1000])
+    budgets = [parse_budget("w6a6", some, BITS), parse_budget("3 bits", some, BITS)]
+    allowed = np.zeros((2, 5, 5), bool)
+    allowed[:, 4, 4] = True
+    with pytest.raises(SeamError, match="w6a6, 3 bits"):
+        assign(np.zeros((2, 5, 5)), ["a", "b"], BITS, budgets, allowed=allowed)
+
+
+def test_unreachable_budget_names_the_reachable_range():
+    with pytest.raises(SeamError, match=r"0\.008 to 0\.072 GBitOPs"):
+        parse_budget("0.001 GBitOPs", layers([1_000_000, 1_000_000]), BITS)
+
+
+@pytest.mark.parametrize("spec", ["w3", "fast", "3", "-1 MB"])
+def test_unreadable_budget(spec):
+    with pytest.raises(SeamError, match="write w3a3"):
+        parse_budget(spec, layers([1000]), BITS)

@@ -1,0 +1,98 @@
+"""The command line: messages, exit codes, and how fast it starts."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from engines import REPOSITORY, environment
+
+from seam.params import load_params
+
+STAGES = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate", "claims", "report", "log")
+SMOKE = "experiments/smoke.yaml"
+
+
+def seam(*arguments: str, cwd=REPOSITORY) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "seam", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(REPOSITORY), capture_output=True, text=True, timeout=120)
+
+
+def job(model="resnet", search="direct", budget="w3a3", seed="0") -> list[str]:
+    return ["--model", model, "--search", search, "--budget", budget, "--seed", seed]
+
+
+def test_help_lists_every_stage_and_starts_at_once():
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = seam("--help")
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    assert all(stage in done.stdout for stage in (*STAGES, "verify"))
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("module", ["seam.cli", "seam.params", "seam.graph", "seam.provenance", "seam.schedule"])
+def test_what_the_engines_import_is_light(module):
+    heavy = {"torch", "timm", "sklearn", "mlflow", "matplotlib", "scipy", "pandas"}
+    code = f"import sys, {module}; print(' '.join({heavy!r} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_explains_its_options(stage):
+    done = seam(stage, "--help")
+    assert done.returncode == 0
+    assert "--params" in done.stdout and "--out" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["fetch", "--params", "nowhere.yaml", "--out", "x"], ["nowhere.yaml", "--params"]),
+        (["pretrain", "--params", SMOKE, "--model", "resnt", "--data", "d", "--out", "x"], ["resnt", "resnet"]),
+        (
+            ["search", "--params", SMOKE, *job(search="drect"), "--weights", "w", "--proxy", "p", "--out", "x"],
+            ["drect", "direct"],
+        ),
+        (
+            ["finetune", "--params", SMOKE, *job(budget="w3a4"), "--weights", "w", "--policy", "p", "--out", "x"],
+            ["w3a4", "w3a3"],
+        ),
+        (
+            ["finetune", "--params", SMOKE, *job(), "--weights", "no/w.safetensors", "--policy", "p", "--out", "x"],
+            ["no/w.safetensors", "no such file"],
+        ),
+        (["verify", "--params", "pyproject.toml"], ["pyproject.toml"]),
+    ],
+)
+def test_bad_input_gives_one_message_on_stderr_and_code_2(arguments, named):
+    done = seam(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("seam: error: ")
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in named)
+    assert not (REPOSITORY / "x").exists()
+
+
+def test_missing_option_is_named():
+    done = seam("fetch", "--params", SMOKE)
+    assert done.returncode == 2
+    assert "--out" in done.stderr
+
+
+def test_a_stage_limits_threads_before_heavy_imports():
+    """numpy and torch read these variables when they are imported."""
+    code = (
+        "import os, sys; from pathlib import Path; from seam import cli;"
+        "cli._load(Path('experiments/smoke.yaml'), 'finetune', 'resnet', 'direct', 'w3a3');"
+        "print(os.environ['OMP_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    environ = {**environment(REPOSITORY), "OMP_NUM_THREADS": "64"}
+    environ.pop("OMP_WAIT_POLICY", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environ, capture_output=True, text=True)
+    threads = load_params(REPOSITORY / SMOKE).finetune.threads
+    assert done.stdout.split() == [str(threads), "PASSIVE", "False"], done.stderr

@@ -1,0 +1,163 @@
+"""DVC: `dvc repro` as typed, what reruns after a change in both engines, and switching between them on one tree."""
+
+import copy
+import shutil
+
+import pytest
+import yaml
+from conftest import SMOKE
+from engines import copy_repository, expand, run, snakemake
+
+from seam.params import load_params
+
+ALL = ("seam-subset", "direct", "uniform")
+END = {"claims", "report", "log"}
+
+
+def policies(stages, searches=ALL, model="resnet", budget="w3a3", seed=0) -> set[str]:
+    names = {f"{stage} {model} {search} {budget} {seed}" for stage in stages for search in searches}
+    return {" ".join(name.split()[:3]) if name.startswith("sample") else name for name in names}
+
+
+REST = ("search", "finetune", "evaluate")
+# A change of params.yaml, as (key, value) pairs -> exactly the jobs that run again.
+CHANGES = {
+    "nothing but the file's layout": ([], set()),
+    "seeds": ([("grid.seeds", [0, 1])], policies(REST, seed=1) | END),
+    "one search's margin weight": (
+        [("searches.direct.margin_weight", 0.5)],
+        policies(REST, ["direct"]) | END,
+    ),
+    "one search's proxy": (
+        [("searches.seam-subset.proxy.fraction", 0.5)],
+        policies(("sample", *REST), ["seam-subset"]) | END,
+    ),
+    "a setting of all searches": ([("search.logit_lr", 0.1)], policies(REST) | END),
+    "finetune.lr": ([("finetune.lr", 0.01)], policies(("finetune", "evaluate")) | END),
+    "evaluate.batch_size": ([("evaluate.batch_size", 100)], policies(["evaluate"]) | END),
+    "pretrain.lr": (
+        [("pretrain.lr", 0.05)],
+        {"pretrain resnet"} | policies(("sample", *REST)) | END,
+    ),
+    "target.image_size": (
+        [("target.image_size", 16)],
+        {"fetch", "pretrain resnet"} | policies(("sample", *REST)) | END,
+    ),
+    "a report option": ([("report.dpi", 72)], {"report", "log"}),
+    "a claims option": ([("claims.margin_points", 1.0)], END),
+    "MLflow's address": ([("mlflow.uri", "sqlite:///other.db")], {"log"}),
+    "a model more": (
+        [("models.tiny", {"name": "test_resnet", "kwargs": {}}), ("grid.models", ["resnet", "tiny"])],
+        {"pretrain tiny"} | policies(("sample", *REST), model="tiny") | END,
+    ),
+    "a budget more": (
+        [("budgets.w4a4", "w4a4"), ("grid.budgets", ["w3a3", "w4a4"])],
+        policies(REST, budget="w4a4") | END,
+    ),
+    "a search less": ([("grid.searches", ["seam-subset", "direct"])], END),
+}
+
+
+@pytest.fixture(scope="module")
+def adopted(smoke_results, tmp_path_factory):
+    """A tree that Snakemake made and DVC adopted, in the documented way."""
+    root = tmp_path_factory.mktemp("adopted") / "seam"
+    shutil.copytree(smoke_results[1], root)
+    shutil.copy2(root / SMOKE, root / "params.yaml")
+    run(root, "git", "init", "--quiet")
+    run(root, "seam", "verify")
+    run(root, "dvc", "commit", "--force")
+    return root
+
+
+@pytest.fixture
+def params_file(adopted):
+    path = adopted / "params.yaml"
+    original = path.read_bytes()
+    yield path
+    path.write_bytes(original)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_reruns_exactly_what_depends_on_it(adopted, params_file, change):
+    edits, expected = CHANGES[change]
+    raw = yaml.safe_load(params_file.read_text())
+    for key, value in edits:
+        inner = raw
+        *parents, last = key.split(".")
+        for part in parents:
+            inner = inner[part]
+        inner[last] = copy.deepcopy(value)
+    params_file.write_text(yaml.safe_dump(raw))
+    load_params(params_file)
+    for engine in ("snakemake", "dvc"):
+        jobs = expand(engine, adopted)
+        assert {name for name, job in jobs.items() if job["run"]} == expected, engine
+
+
+def test_dvc_adopts_what_snakemake_made(adopted):
+    assert "up to date" in run(adopted, "dvc", "repro").stdout
+
+
+def test_snakemake_adopts_what_dvc_made(dvc_results, tmp_path):
+    """`seam verify && snakemake --cores 1 --touch --forceall`; else Snakemake would not see changed parameters."""
+    root = tmp_path / "seam"
+    shutil.copytree(dvc_results[1], root)
+    run(root, "seam", "verify")
+    snakemake(root, "--cores", "1", "--touch", "--forceall")
+    assert "Nothing to be done" in snakemake(root, "--cores", "2", "--dry-run").stderr
+    run(root, "seam", "verify")
+    assert "up to date" in run(root, "dvc", "status").stdout
+    path = root / "params.yaml"
+    path.write_text(path.read_text().replace("  lr: 0.02", "  lr: 0.03"))
+    jobs = expand("snakemake", root)
+    assert {name for name, job in jobs.items() if job["run"]} == policies(("finetune", "evaluate")) | END
+
+
+def test_repro_leaves_a_readable_tree(dvc_results):
+    params, root = dvc_results
+    status = run(root, "git", "status", "--short").stdout.splitlines()
+    assert sorted(status) == ["?? dvc.lock", "?? results/"]
+    assert [str(path.relative_to(root)) for path in root.rglob(".gitignore")] == [".gitignore", ".dvc/.gitignore"]
+    run(root, "git", "add", "--all", "--dry-run")
+    added = run(root, "git", "add", "--all", "--dry-run").stdout
+    assert ".safetensors" not in added
+    assert f"{params.results}/evaluate/resnet/direct/w3a3/0/metrics.json" in added
+
+
+def test_repro_again_has_nothing_to_do(dvc_results):
+    _, root = dvc_results
+    assert "up to date" in run(root, "dvc", "repro").stdout
+
+
+def test_metrics_are_one_row_a_policy(dvc_results):
+    params, root = dvc_results
+    lines = run(root, "dvc", "metrics", "show", "--md").stdout.splitlines()
+    header = [cell.strip() for cell in lines[0].split("|")]
+    assert {"top1", "bitops_g", "size_mb", "class_margin"} <= set(header)
+    for job in params.jobs():
+        assert sum(f"{params.results}/evaluate/{job.folder}/metrics.json" in line for line in lines) == 1
+
+
+def test_plots_are_drawn(dvc_results):
+    _, root = dvc_results
+    run(root, "dvc", "plots", "show", "--out", "plots")
+    page = (root / "plots/index.html").read_text()
+    shutil.rmtree(root / "plots")
+    assert "search loss" in page.lower()
+    assert "accuracy_cost.png" in page or "accuracy_cost_png" in page
+
+
+def test_default_set_resolves_on_a_fresh_clone(tmp_path):
+    root = copy_repository(tmp_path / "seam")
+    run(root, "git", "init", "--quiet")
+    assert "evaluate@" in run(root, "dvc", "stage", "list", "--name-only").stdout
+    jobs = expand("dvc", root)
+    assert all(job["run"] for job in jobs.values())
+
+
+def test_without_git(tmp_path):
+    """From a tarball: DVC wants to be told once that there is no git."""
+    root = copy_repository(tmp_path / "seam")
+    run(root, "dvc", "config", "--local", "core.no_scm", "true")
+    assert "fetch" in run(root, "dvc", "repro", "--dry", "fetch").stdout

@@ -1,0 +1,80 @@
+"""One graph, spelled three times: Snakemake's jobs, DVC's stages and `seam.graph` agree in every detail."""
+
+import shutil
+
+import pytest
+from engines import copy_repository, expand, name_of
+
+from seam.graph import nodes
+from seam.params import STAGE_KEYS, load_params
+
+SETS = ["params.yaml", "experiments/smoke.yaml"]
+# DVC cannot expand a dependency over the grid, nor an output over report.formats: it names the folders that hold them.
+WHOLE_GRID = ("claims", "report", "log")
+
+
+@pytest.fixture(scope="module", params=SETS)
+def graphs(request, tmp_path_factory):
+    """(Snakemake's jobs, DVC's jobs, parameters), all from params.yaml."""
+    root = copy_repository(tmp_path_factory.mktemp("parity") / "seam")
+    if request.param != "params.yaml":
+        shutil.copy2(root / request.param, root / "params.yaml")
+    return expand("snakemake", root), expand("dvc", root), load_params(root / "params.yaml")
+
+
+def fold(files: list[str], folders: list[str]) -> list[str]:
+    """Replace files by the folder that holds them; every folder must hold one."""
+    return sorted({next((f for f in folders if path == f or path.startswith(f"{f}/")), path) for path in files})
+
+
+def test_the_same_jobs(graphs):
+    snakemake, dvc, params = graphs
+    assert set(snakemake) == set(dvc)
+    assert len(snakemake) == len(nodes(params))
+
+
+@pytest.mark.parametrize("part", ["command", "inputs", "outputs", "params"])
+def test_the_same_parts(graphs, part):
+    snakemake, dvc, _ = graphs
+    for name, job in snakemake.items():
+        found = job[part]
+        if part in ("inputs", "outputs") and name in WHOLE_GRID:
+            found = fold(found, dvc[name][part])
+        assert found == dvc[name][part], f"{name}: {part}"
+
+
+def test_both_are_the_graph_that_verify_walks(graphs):
+    snakemake, _, params = graphs
+    for node in nodes(params):
+        name = " ".join([node.stage, *map(str, node.job.values())])
+        job = snakemake[name]
+        assert job["inputs"] == sorted(map(str, node.inputs)), name
+        assert job["outputs"] == sorted(map(str, (*node.outputs, node.provenance))), name
+        assert job["params"] == sorted(key.format(**node.job) for key in STAGE_KEYS[node.stage]), name
+        assert name_of(job["command"]) == name
+
+
+def test_another_parameter_file_changes_only_its_name(tmp_path):
+    root = copy_repository(tmp_path / "seam")
+    given = expand("snakemake", root, "experiments/smoke.yaml")
+    shutil.copy2(root / "experiments/smoke.yaml", root / "params.yaml")
+    default = expand("snakemake", root)
+    for job in given.values():
+        job["command"] = job["command"].replace("--params experiments/smoke.yaml", "--params params.yaml")
+    assert given == default
+
+
+def test_both_engines_give_the_same_results(smoke_results, dvc_results):
+    """Every policy byte for byte, every metric exactly; only what is measured in seconds may differ."""
+    params, first = smoke_results
+    _, second = dvc_results
+    compared = 0
+    for node in nodes(params):
+        for path in node.outputs:
+            if (
+                path.name in ("policy.json", "metrics.json", "proxy.json", "manifest.json")
+                or path.suffix == ".safetensors"
+            ):
+                assert (first / path).read_bytes() == (second / path).read_bytes(), path
+                compared += 1
+    assert compared == 1 + 2 + 3 * 4  # target; weights and metrics; proxy, policy, finetuned weights, metrics

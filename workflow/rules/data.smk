@@ -1,0 +1,40 @@
+rule fetch:
+    output:
+        manifest=f"{ROOT}/data/target/manifest.json",
+        provenance=f"{ROOT}/data/target/provenance.json",
+    log:
+        f"{ROOT}/logs/fetch.log",
+    priority: first("fetch")
+    conda:
+        "../../environment.yml"
+    params:
+        file=parameters,
+        settings=settings("fetch"),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "fetch the target dataset"
+    shell:
+        "python -m seam fetch --params {params.file} --out {params.out} | tee {log}"
+
+
+rule sample:
+    input:
+        weights=f"{ROOT}/models/{{model}}/fp.safetensors",
+    output:
+        proxy=f"{ROOT}/proxies/{{model}}/{{search}}/proxy.json",
+        provenance=f"{ROOT}/proxies/{{model}}/{{search}}/provenance.json",
+    log:
+        f"{ROOT}/logs/sample/{{model}}-{{search}}.log",
+    priority: first("sample")
+    conda:
+        "../../environment.yml"
+    threads: slots(PARAMS.evaluate.threads)
+    params:
+        file=parameters,
+        settings=settings("sample"),
+        out=subpath(output.proxy, parent=True),
+    message:
+        "sample the proxy: {wildcards.model} {wildcards.search}"
+    shell:
+        "python -m seam sample --params {params.file} --model {wildcards.model} --search {wildcards.search}"
+        " --weights {input.weights} --out {params.out} | tee {log}"

@@ -1,0 +1,27 @@
+rule finetune:
+    input:
+        weights=f"{ROOT}/models/{{model}}/fp.safetensors",
+        policy=f"{ROOT}/search/{{model}}/{{search}}/{{budget}}/{{seed}}/policy.json",
+    output:
+        model=f"{ROOT}/finetune/{{model}}/{{search}}/{{budget}}/{{seed}}/model.safetensors",
+        history=f"{ROOT}/finetune/{{model}}/{{search}}/{{budget}}/{{seed}}/history.csv",
+        cost=f"{ROOT}/finetune/{{model}}/{{search}}/{{budget}}/{{seed}}/cost.json",
+        provenance=f"{ROOT}/finetune/{{model}}/{{search}}/{{budget}}/{{seed}}/provenance.json",
+    log:
+        f"{ROOT}/logs/finetune/{{model}}-{{search}}-{{budget}}-{{seed}}.log",
+    priority: first("finetune")
+    conda:
+        "../../environment.yml"
+    threads: slots(PARAMS.finetune.threads)
+    resources:
+        gpu=schedule.gpus(PARAMS),
+    params:
+        file=parameters,
+        settings=settings("finetune"),
+        out=subpath(output.model, parent=True),
+    message:
+        "finetune {wildcards.model} {wildcards.search} {wildcards.budget} seed {wildcards.seed}"
+    shell:
+        "python -m seam finetune --params {params.file} --model {wildcards.model} --search {wildcards.search}"
+        " --budget {wildcards.budget} --seed {wildcards.seed} --weights {input.weights} --policy {input.policy}"
+        " --out {params.out} | tee {log}"

@@ -1,0 +1,26 @@
+rule pretrain:
+    input:
+        manifest=f"{ROOT}/data/target/manifest.json",
+    output:
+        weights=f"{ROOT}/models/{{model}}/fp.safetensors",
+        history=f"{ROOT}/models/{{model}}/history.csv",
+        metrics=f"{ROOT}/models/{{model}}/metrics.json",
+        cost=f"{ROOT}/models/{{model}}/cost.json",
+        provenance=f"{ROOT}/models/{{model}}/provenance.json",
+    log:
+        f"{ROOT}/logs/pretrain/{{model}}.log",
+    priority: first("pretrain")
+    conda:
+        "../../environment.yml"
+    threads: slots(PARAMS.pretrain.threads)
+    resources:
+        gpu=schedule.gpus(PARAMS),
+    params:
+        file=parameters,
+        settings=settings("pretrain"),
+        out=subpath(output.weights, parent=True),
+    message:
+        "pretrain {wildcards.model}"
+    shell:
+        "python -m seam pretrain --params {params.file} --model {wildcards.model} --data {input.manifest}"
+        " --out {params.out} | tee {log}"
