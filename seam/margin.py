@@ -3,17 +3,17 @@
 On L2-normalised pre-logit features z with class centroids c:
 
     intra = mean_i ||z_i - c_{y_i}||^2          inter = mean over pairs j != k of ||c_j - c_k||^2
-    margin loss = log intra - log inter         class margin (metric) = log inter - log intra
+    margin loss = log(intra + e) - log(inter + e),  e = 0.1          class margin (metric) = -(margin loss)
 
-Scale-free, so a weight of 1 needs no tuning. SEAM (Tang et al. 2023) proposes a large-margin regulariser for the search;
-this form of it is our choice.
+Features are normalised, so both distances lie in 0..4 whatever the network, and a weight of 1 needs no tuning. SEAM
+(Tang et al. 2023) proposes a large-margin regulariser for the search; this form of it is our choice.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_EPS = 1e-6
+_EPS = 0.1  # distances lie in 0..4; a smaller floor lets the gradient of collapsed features drown all else
 
 
 def _log_ratio(z: Tensor, labels: Tensor, centroids: Tensor, present: Tensor) -> Tensor:

@@ -104,10 +104,10 @@ class SearchSettings(_Frozen):
     bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
     epochs: Count = 3
     batch_size: Count = 64
-    lr: Positive = 0.01  # network weights, SGD
+    lr: Positive = 0.03  # network weights, SGD
     weight_decay: NonNegative = 0.0
     logit_lr: Positive = 0.15  # bit-width logits, Adam
-    step_lr: Positive = 1e-2  # log quantizer steps, Adam
+    step_lr: Positive = 1e-3  # log quantizer steps, Adam
     margin_weight: NonNegative = 1.0  # lambda_m
     budget_weight: NonNegative = 2.0  # lambda_b
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start

@@ -70,6 +70,7 @@ def check_inputs(params: Params, inputs: Iterable[str | Path], job: Job | Mappin
         SeamError: names the file, the parameter or input that differs, and both values.
     """
     job = _job(job or {})
+    passed: set[Path] = set()
     for path in map(Path, inputs):
         if not path.exists():
             raise SeamError(f"{path}: no such file; run the stage that makes it first (or the whole pipeline)")
@@ -80,7 +81,7 @@ def check_inputs(params: Params, inputs: Iterable[str | Path], job: Job | Mappin
         for key, value in recorded["job"].items():
             if key in job and job[key] != value:
                 raise SeamError(f"{path}: was made for {key} {value!r}, this job is for {key} {job[key]!r}")
-        if (problem := _problem(params, path, recorded)) is not None:
+        if (problem := _problem(params, path, recorded, passed)) is not None:
             raise SeamError(f"{problem}; run {_command(recorded)} again (both engines do so by themselves)")
 
 
@@ -130,20 +131,26 @@ def _state(params: Params, node: Node, states: Mapping[Path, str]) -> tuple[str,
     return FRESH, ""
 
 
-def _problem(params: Params, path: Path, recorded: dict, seen: frozenset = frozenset()) -> str | None:
-    """What is wrong with an input, or with what it was made from; None when nothing is."""
+def _problem(params: Params, path: Path, recorded: dict, passed: set[Path]) -> str | None:
+    """What is wrong with an input, or with what it was made from; None when nothing is.
+
+    passed: files whose own inputs were looked at already, so that a shared ancestor is walked once; grows.
+    """
     if recorded["outputs"].get(path.name) != _sha256(path):
         return f"{path}: is not the file that {_describe(recorded['stage'], recorded['job'])} wrote"
     if difference := _difference(params, recorded):
         return f"{path}: was made with other parameters: {difference}"
     for name, digest in recorded["inputs"].items():
         source = Path(name)
-        if not source.exists() or source in seen:
+        if not source.exists():
             continue
         if _sha256(source) != digest:
             return f"{path}: was made from another version of {name}"
+        if source in passed:
+            continue
+        passed.add(source)
         beside = provenance_path(source)
-        if beside and (problem := _problem(params, source, _read(beside), seen | {source})):
+        if beside and (problem := _problem(params, source, _read(beside), passed)):
             return f"{path}: was made from {problem}"
     return None
 

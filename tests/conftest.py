@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from engines import copy_repository, run, snakemake
+from engines import copy_repository, run, snakemake, text
 
 from seam.params import Params, load_params
 
@@ -16,7 +16,7 @@ def smoke_results(tmp_path_factory) -> tuple[Params, Path]:
     """The smoke set run by Snakemake in a copy of the repository: (parameters, root of the copy). Do not change it."""
     root = copy_repository(tmp_path_factory.mktemp("smoke") / "seam")
     done = snakemake(root, "--cores", "8", "--configfile", SMOKE)
-    (root / "snakemake.log").write_text(done.stdout + done.stderr)
+    root.with_name("log").write_text(text(done))
     return load_params(root / SMOKE), root
 
 
@@ -25,9 +25,8 @@ def dvc_results(tmp_path_factory) -> tuple[Params, Path]:
     """The smoke set run by `dvc repro` in a fresh git repository without any remote. Do not change it."""
     root = copy_repository(tmp_path_factory.mktemp("dvc") / "seam")
     shutil.copy2(root / SMOKE, root / "params.yaml")
-    commit(root, "start")
-    done = run(root, "dvc", "repro")
-    (root / "dvc.log").write_text(done.stdout + done.stderr)
+    run(root, "git", "-c", "user.name=seam", "-c", "user.email=seam@localhost", "commit", "--quiet", "-am", "smoke")
+    run(root, "dvc", "repro")
     return load_params(root / SMOKE), root
 
 
@@ -39,11 +38,3 @@ def smoke_copy(smoke_results, tmp_path, monkeypatch) -> tuple[Params, Path]:
     shutil.copytree(root, copy)  # keeps modification times
     monkeypatch.chdir(copy)
     return params, copy
-
-
-def commit(root: Path, message: str) -> None:
-    """Commit everything at `root`, in a git repository that is made if need be."""
-    if not (root / ".git").exists():
-        run(root, "git", "init", "--quiet")
-    run(root, "git", "add", "--all")
-    run(root, "git", "-c", "user.name=seam", "-c", "user.email=seam@localhost", "commit", "--quiet", "-m", message)

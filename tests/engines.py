@@ -17,8 +17,8 @@ NEEDED = ("seam", "workflow", "experiments", "params.yaml", "dvc.yaml", ".dvc", 
 NEEDED += ("environment.yml", "pyproject.toml")
 
 
-def copy_repository(destination: Path) -> Path:
-    """Copy what both engines need to run, without results, caches and data."""
+def copy_repository(destination: Path, git: bool = True) -> Path:
+    """A fresh clone without a remote: what both engines need to run, without results, caches and data."""
     ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
     for name in NEEDED:
         source = REPOSITORY / name
@@ -27,7 +27,17 @@ def copy_repository(destination: Path) -> Path:
         else:
             destination.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, destination / name)
+    if git:
+        run(destination, "git", "init", "--quiet")
+        run(destination, "git", "add", "--all")
+        identity = ("-c", "user.name=seam", "-c", "user.email=seam@localhost")
+        run(destination, "git", *identity, "commit", "--quiet", "--message", "clone")
     return destination
+
+
+def text(done: subprocess.CompletedProcess) -> str:
+    """All that a program printed: Snakemake writes to stdout in dry runs, else to stderr."""
+    return done.stdout + done.stderr
 
 
 def environment(root: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import tomllib
 import pytest
 import yaml
 from engines import REPOSITORY
+from packaging.markers import Marker
 
 
 def normal(name: str) -> str:
@@ -18,14 +19,27 @@ def project():
 
 
 @pytest.fixture(scope="module")
-def locked():
-    lock = tomllib.loads((REPOSITORY / "uv.lock").read_text())
-    return {normal(package["name"]): package["version"] for package in lock["package"]}
+def environment():
+    return yaml.safe_load((REPOSITORY / "environment.yml").read_text())
 
 
 @pytest.fixture(scope="module")
-def environment():
-    return yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+def python(environment):
+    line = next(line for line in environment["dependencies"] if str(line).startswith("python="))
+    return line.removeprefix("python=")
+
+
+@pytest.fixture(scope="module")
+def locked(python):
+    """Package -> version in uv.lock, on Linux with the Python of environment.yml."""
+    lock = tomllib.loads((REPOSITORY / "uv.lock").read_text())
+    here = {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": "linux"}
+
+    def applies(package):
+        markers = package.get("resolution-markers")
+        return not markers or any(Marker(marker).evaluate(here) for marker in markers)
+
+    return {normal(package["name"]): package["version"] for package in filter(applies, lock["package"])}
 
 
 def test_conda_users_get_the_locked_versions_of_every_dependency(project, locked, environment):
@@ -37,7 +51,6 @@ def test_conda_users_get_the_locked_versions_of_every_dependency(project, locked
     assert given == {name: locked[name] for name in names}
 
 
-def test_the_python_version_is_one_the_project_supports(project, environment):
-    given = next(line for line in environment["dependencies"] if str(line).startswith("python="))
+def test_the_python_version_is_one_the_project_supports(project, python):
     least = project["project"]["requires-python"].removeprefix(">=")
-    assert [int(part) for part in given.removeprefix("python=").split(".")] >= [int(part) for part in least.split(".")]
+    assert [int(part) for part in python.split(".")] >= [int(part) for part in least.split(".")]

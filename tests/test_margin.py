@@ -13,7 +13,7 @@ def by_hand(features, labels):
     intra = sum((z[i] - centroids[int(c)]).square().sum().item() for i, c in enumerate(labels)) / len(labels)
     pairs = [(a, b) for a in classes for b in classes if a != b]
     inter = sum((centroids[a] - centroids[b]).square().sum().item() for a, b in pairs) / len(pairs)
-    return math.log(inter + 1e-6) - math.log(intra + 1e-6)
+    return math.log(inter + 0.1) - math.log(intra + 0.1)
 
 
 def clusters(spread, classes=(0, 1, 3), each=20):

@@ -60,8 +60,9 @@ def places(info: DatasetInfo, root: Path, path: str | Path | None) -> tuple[Path
     """(folder of the dataset's files, folder of its manifest and of what is derived from it)."""
     if path is None:
         return root / info.name, root / info.name
-    resolved = str(Path(path).resolve())
-    return Path(path), root / info.name / hashlib.sha256(resolved.encode()).hexdigest()[:12]
+    folder = Path(path).expanduser()
+    resolved = str(folder.resolve())
+    return folder, root / info.name / hashlib.sha256(resolved.encode()).hexdigest()[:12]
 
 
 def read_manifest(info: DatasetInfo, cache: Path) -> dict | None:

@@ -55,12 +55,17 @@ def write_folder(tmp_path):
 def python():
     """Run code in a Python of its own; `offline` in a network namespace without a network."""
 
-    def run(code, *args, offline=False, wait=True):
+    def run(code, *args, offline=False, wait=True, **environment):
         command = [sys.executable, "-c", code, *map(str, args)]
         if offline:
             command = [*_without_network(), *command]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=dict(os.environ)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, **environment},
         )
         if not wait:
             return process

@@ -1,19 +1,27 @@
 import dataclasses
+import functools
 import gzip
+import hashlib
 import json
 import os
 import re
 import signal
+import socket
 import tempfile
+import threading
 import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision.datasets
 from sklearn.datasets import load_digits
 
+from seam.data import sources
 from seam.data.fetch import fetch
 from seam.data.registry import DATASETS
-from seam.data.sources import from_debian
+from seam.data.sources import from_debian, from_torchvision
 from seam.errors import SeamError
 
 FASHION = DATASETS["fashion_mnist"]
@@ -107,6 +115,14 @@ def test_an_installed_debian_package_is_used(fashion_root, tmp_path):
     assert source == "Debian package dataset-fashion-mnist, installed"
     assert len(list((tmp_path / "base").iterdir())) == 4
 
+    damaged = installed / "train-images-idx3-ubyte.gz"
+    damaged.unlink()
+    damaged.write_bytes(b"damaged")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(SeamError, match=f"{damaged}: corrupt or truncated"):
+        from_debian(FASHION, tmp_path / "other", system=tmp_path / "system")
+    assert list((tmp_path / "other").iterdir()) == []
+
 
 def test_the_debian_package_needs_no_root(python):
     # Not under tmp_path: pytest shuts others out of its folders.
@@ -133,12 +149,66 @@ def test_without_network_and_data_it_fails_fast_and_says_what_it_tried(tmp_path,
         assert list((tmp_path / name).iterdir()) == []  # nothing that a later fetch could take for data
 
 
+@pytest.fixture
+def serve(monkeypatch):
+    """Let torchvision download Fashion-MNIST from a server on this machine, which answers with `handler`."""
+    servers = []
+
+    def start(handler, digests=None):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        cls = torchvision.datasets.FashionMNIST
+        monkeypatch.setattr(cls, "mirrors", [url])
+        if digests:
+            monkeypatch.setattr(cls, "resources", digests)
+        return dataclasses.replace(FASHION, url=url)
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def test_torchvisions_download(fashion_root, tmp_path, serve):
+    """From a server that has the Debian package's files (compressed anew, so that torchvision's md5 do not fit)."""
+    source = fashion_root / "fashion_mnist"
+    files = [f"{name}.gz" for name in FASHION.files]
+    digests = [(name, hashlib.md5((source / name).read_bytes()).hexdigest()) for name in files]
+    info = serve(functools.partial(QuietHandler, directory=source), digests)
+    assert from_torchvision(info, tmp_path) == "torchvision.datasets.FashionMNIST"
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {n: (source / n).read_bytes() for n in files}
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+class SilentHandler(QuietHandler):
+    def do_GET(self):
+        time.sleep(20)
+
+
+class HalfHandler(QuietHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"half a file")
+
+
+@pytest.mark.parametrize(("handler", "message"), [(SilentHandler, "timed out"), (HalfHandler, "corrupted")])
+def test_a_download_that_stalls_or_ends_early_leaves_nothing(handler, message, tmp_path, serve, monkeypatch):
+    monkeypatch.setattr(sources, "STALL_SECONDS", 1.0)
+    start = time.monotonic()
+    with pytest.raises(SeamError, match=message):
+        from_torchvision(serve(handler), tmp_path)
+    assert time.monotonic() - start < 10
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_silent_network_counts_as_none_within_seconds(monkeypatch):
     """A server that accepts no connection: its queue is full, so that connecting hangs."""
-    import socket
-
-    from seam.data import sources
-
     monkeypatch.setattr(sources, "CONNECT_SECONDS", 1.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -156,6 +226,12 @@ def test_a_silent_network_counts_as_none_within_seconds(monkeypatch):
             client.close()
 
 
+def apt_state():
+    """What apt keeps for the whole machine: its package lists and its cache."""
+    paths = (p for place in ("/var/lib/apt/lists", "/var/cache/apt") for p in Path(place).rglob("*"))
+    return {p: p.stat().st_mtime_ns for p in paths}
+
+
 @pytest.mark.parametrize("damage", ["truncated", "altered", "empty"])
 def test_a_damaged_file_is_named_and_replaced_when_it_can_be(copied_root, damage, python):
     base = copied_root / "fashion_mnist"
@@ -170,12 +246,16 @@ def test_a_damaged_file_is_named_and_replaced_when_it_can_be(copied_root, damage
     assert f"{path}: corrupt or truncated" in done.stdout and "delete it" in done.stdout
     assert {p: p.read_bytes() for p in base.iterdir() if p != path} == others
     if damage == "altered":
+        apt = apt_state()
         assert fetch("fashion_mnist", copied_root)["sha256"] == dict(FASHION.files)
+        assert apt_state() == apt  # the download had package lists of its own
         assert gzip.decompress(path.read_bytes()) == gzip.decompress(whole)
 
 
 def test_a_killed_fetch_leaves_nothing_and_two_at_once_download_once(tmp_path, python):
-    victim = python(FETCH, tmp_path, "fashion_mnist", wait=False)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    victim = python(FETCH, tmp_path, "fashion_mnist", wait=False, TMPDIR=str(temporary))
     while "trying the Debian package" not in victim.stderr.readline():
         assert victim.poll() is None
     time.sleep(0.7)

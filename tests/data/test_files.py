@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
@@ -145,32 +146,58 @@ def test_a_listed_file_that_is_missing_is_named(tmp_path, monkeypatch):
         fetch("fgvc_aircraft", tmp_path)
 
 
-def test_cifar10_in_torchvisions_batches(tmp_path, monkeypatch):
-    """Five batches and a test batch, of digits, under the checksums of these files."""
+@pytest.fixture
+def cifar_batches(tmp_path, monkeypatch):
+    """Five batches and a test batch of digits in cifar10/cifar-10-batches-py, which torchvision takes for whole."""
     folder = tmp_path / "cifar10/cifar-10-batches-py"
     folder.mkdir(parents=True)
-    small = DigitsReader().arrays("all").pixels[:COUNT, :, :, 0]
-    pixels = np.stack([np.asarray(Image.fromarray(p).resize((32, 32)).convert("RGB")) for p in small])
-    digests = {}
+    pixels = cifar_pixels()
     parts = np.split(np.arange(TRAIN), 5) + [np.arange(TRAIN, COUNT)]
     for name, part in zip([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], parts, strict=True):
         content = {"data": pixels[part].transpose(0, 3, 1, 2).reshape(len(part), -1), "labels": LABELS[part].tolist()}
         (folder / name).write_bytes(pickle.dumps(content))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{c}" for c in range(10)]}))
-    for path in folder.iterdir():
-        digests[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
+    digests = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     cls = torchvision.datasets.CIFAR10
     monkeypatch.setattr(cls, "train_list", [[f"data_batch_{i}", digests[f"data_batch_{i}"]] for i in range(1, 6)])
     monkeypatch.setattr(cls, "test_list", [["test_batch", digests["test_batch"]]])
     monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": digests["batches.meta"]})
     monkeypatch.setitem(DATASETS, "cifar10", dataclasses.replace(DATASETS["cifar10"], counts=(TRAIN, TEST)))
+    return folder
 
+
+def cifar_pixels():
+    small = DigitsReader().arrays("all").pixels[:COUNT, :, :, 0]
+    return np.stack([np.asarray(Image.fromarray(p).resize((32, 32)).convert("RGB")) for p in small])
+
+
+def test_cifar10_in_torchvisions_batches(tmp_path, cifar_batches):
     manifest = fetch("cifar10", tmp_path)
+    assert manifest["source"] == "found on disk"
     assert manifest["classes"] == [f"class{c}" for c in range(10)]
     assert set(manifest["sha256"]) == {*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"}
     images = load("cifar10", tmp_path, "all")
-    assert isinstance(images, TensorSet) and np.array_equal(images.pixels.numpy(), pixels)
+    assert isinstance(images, TensorSet) and np.array_equal(images.pixels.numpy(), cifar_pixels())
     assert images.labels.tolist() == LABELS.tolist()
+
+
+def test_cifar10s_archive_is_unpacked_without_a_network(tmp_path, cifar_batches, monkeypatch):
+    """And a damaged folder that was there is kept aside."""
+    archive = tmp_path / "cifar10/cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(cifar_batches, cifar_batches.name)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    (cifar_batches / "data_batch_2").write_bytes(b"damaged")
+    (cifar_batches / "notes").write_text("of the user")
+    assert fetch("cifar10", tmp_path)["source"] == "torchvision.datasets.CIFAR10"
+    assert np.array_equal(load("cifar10", tmp_path, "all").pixels.numpy(), cifar_pixels())
+    assert (tmp_path / "cifar10/cifar-10-batches-py.damaged/notes").read_text() == "of the user"
+    assert {p.name for p in (tmp_path / "cifar10").iterdir()} == {
+        "cifar-10-batches-py",
+        "cifar-10-batches-py.damaged",
+        "cifar-10-python.tar.gz",
+        "manifest.json",
+    }
 
 
 def test_small_images_are_decoded_once_and_cached(write_folder, tmp_path):

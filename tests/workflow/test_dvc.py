@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 from conftest import SMOKE
-from engines import copy_repository, expand, run, snakemake
+from engines import copy_repository, expand, run, snakemake, text
 
 from seam.params import load_params
 
@@ -59,44 +59,38 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def adopted(smoke_results, tmp_path_factory):
-    """A tree that Snakemake made and DVC adopted, in the documented way."""
-    root = tmp_path_factory.mktemp("adopted") / "seam"
-    shutil.copytree(smoke_results[1], root)
-    shutil.copy2(root / SMOKE, root / "params.yaml")
-    run(root, "git", "init", "--quiet")
-    run(root, "seam", "verify")
-    run(root, "dvc", "commit", "--force")
-    return root
-
-
-@pytest.fixture
-def params_file(adopted):
-    path = adopted / "params.yaml"
-    original = path.read_bytes()
-    yield path
-    path.write_bytes(original)
+def trees(smoke_results, tmp_path_factory):
+    """Two finished trees with smoke.yaml as params.yaml: one that Snakemake made, one that DVC adopted from it."""
+    made = tmp_path_factory.mktemp("trees") / "made"
+    shutil.copytree(smoke_results[1], made)
+    shutil.copy2(made / SMOKE, made / "params.yaml")
+    adopted = made.with_name("adopted")
+    shutil.copytree(made, adopted)
+    run(adopted, "seam", "verify")
+    run(adopted, "dvc", "commit", "--force")
+    return {"snakemake": made, "dvc": adopted}
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_reruns_exactly_what_depends_on_it(adopted, params_file, change):
+def test_a_change_reruns_exactly_what_depends_on_it(trees, change):
     edits, expected = CHANGES[change]
-    raw = yaml.safe_load(params_file.read_text())
+    raw = yaml.safe_load((trees["dvc"] / SMOKE).read_text())
     for key, value in edits:
         inner = raw
         *parents, last = key.split(".")
         for part in parents:
             inner = inner[part]
         inner[last] = copy.deepcopy(value)
-    params_file.write_text(yaml.safe_dump(raw))
-    load_params(params_file)
-    for engine in ("snakemake", "dvc"):
-        jobs = expand(engine, adopted)
+    for engine, root in trees.items():
+        (root / "params.yaml").write_text(yaml.safe_dump(raw))
+        load_params(root / "params.yaml")
+        jobs = expand(engine, root)
         assert {name for name, job in jobs.items() if job["run"]} == expected, engine
 
 
-def test_dvc_adopts_what_snakemake_made(adopted):
-    assert "up to date" in run(adopted, "dvc", "repro").stdout
+def test_dvc_adopts_what_snakemake_made(trees):
+    shutil.copy2(trees["dvc"] / SMOKE, trees["dvc"] / "params.yaml")
+    assert "up to date" in run(trees["dvc"], "dvc", "repro").stdout
 
 
 def test_snakemake_adopts_what_dvc_made(dvc_results, tmp_path):
@@ -105,7 +99,7 @@ def test_snakemake_adopts_what_dvc_made(dvc_results, tmp_path):
     shutil.copytree(dvc_results[1], root)
     run(root, "seam", "verify")
     snakemake(root, "--cores", "1", "--touch", "--forceall")
-    assert "Nothing to be done" in snakemake(root, "--cores", "2", "--dry-run").stderr
+    assert "Nothing to be done" in text(snakemake(root, "--cores", "2", "--dry-run"))
     run(root, "seam", "verify")
     assert "up to date" in run(root, "dvc", "status").stdout
     path = root / "params.yaml"
@@ -119,7 +113,6 @@ def test_repro_leaves_a_readable_tree(dvc_results):
     status = run(root, "git", "status", "--short").stdout.splitlines()
     assert sorted(status) == ["?? dvc.lock", "?? results/"]
     assert [str(path.relative_to(root)) for path in root.rglob(".gitignore")] == [".gitignore", ".dvc/.gitignore"]
-    run(root, "git", "add", "--all", "--dry-run")
     added = run(root, "git", "add", "--all", "--dry-run").stdout
     assert ".safetensors" not in added
     assert f"{params.results}/evaluate/resnet/direct/w3a3/0/metrics.json" in added
@@ -150,7 +143,6 @@ def test_plots_are_drawn(dvc_results):
 
 def test_default_set_resolves_on_a_fresh_clone(tmp_path):
     root = copy_repository(tmp_path / "seam")
-    run(root, "git", "init", "--quiet")
     assert "evaluate@" in run(root, "dvc", "stage", "list", "--name-only").stdout
     jobs = expand("dvc", root)
     assert all(job["run"] for job in jobs.values())
@@ -158,6 +150,6 @@ def test_default_set_resolves_on_a_fresh_clone(tmp_path):
 
 def test_without_git(tmp_path):
     """From a tarball: DVC wants to be told once that there is no git."""
-    root = copy_repository(tmp_path / "seam")
+    root = copy_repository(tmp_path / "seam", git=False)
     run(root, "dvc", "config", "--local", "core.no_scm", "true")
     assert "fetch" in run(root, "dvc", "repro", "--dry", "fetch").stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engines import REPOSITORY, copy_repository, expand, run, snakemake
+from engines import REPOSITORY, copy_repository, expand, run, snakemake, text
 
 from seam.graph import nodes
 from seam.params import load_params
@@ -21,13 +21,9 @@ def clean(tmp_path_factory):
     return copy_repository(tmp_path_factory.mktemp("clean") / "seam")
 
 
-def text(done) -> str:
-    return done.stdout + done.stderr
-
-
 def test_a_run_shows_progress_and_the_result_of_each_policy(smoke_results):
     params, root = smoke_results
-    log = (root / "snakemake.log").read_text()
+    log = root.with_name("log").read_text()
     assert re.search(r"\d+ of \d+ steps \(100%\) done", log)
     for job in params.jobs():
         assert re.search(rf"^evaluate: {job.name}, top-1 [\d.]+ %", log, re.MULTILINE)
@@ -104,8 +100,7 @@ def test_report_holds_tables_and_figures_with_captions(smoke_results, tmp_path):
     for name in ("results.csv", "claims.md", "accuracy_bitops", "accuracy_cost", "bits", "search_curves"):
         assert name in content
     for caption in (root / "workflow/report").glob("*.rst"):
-        words = " ".join(re.findall(r"[A-Za-z]+", caption.read_text().splitlines()[0])[:3])
-        assert words in re.sub(r"\W+", " ", content), caption.name
+        assert caption.read_text()[:20] in content, caption.name
 
 
 def test_lint_and_format():
