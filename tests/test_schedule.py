@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from engines import REPOSITORY
 
 from seam import cores, schedule
 from seam.graph import nodes
-from seam.params import load_params
+from seam.params import load_params, parse_params
 
 DEFAULT = REPOSITORY / "params.yaml"
 
@@ -39,15 +40,17 @@ def test_a_cluster_gives_a_job_what_it_asks_for(monkeypatch):
     monkeypatch.setattr(schedule, "available_cores", lambda: 1)
     assert schedule.slots(16, None) == 16
     params = load_params(DEFAULT)
-    assert schedule.search_slots(params, "direct", None) == params.settings("direct").threads
+    assert (
+        schedule.search_slots(params, params.claims.baseline, None) == params.settings(params.claims.baseline).threads
+    )
 
 
 @pytest.mark.parametrize(("real", "given", "alone"), [(2, 8, True), (4, 4, True), (2, 2, True), (32, 16, False)])
 def test_nothing_runs_beside_a_timed_search_on_a_small_machine(monkeypatch, real, given, alone):
     monkeypatch.setattr(schedule, "available_cores", lambda: real)
-    taken = schedule.search_slots(load_params(REPOSITORY / "experiments/smoke.yaml"), "direct", given)
-    assert (taken == given) == alone
-    assert schedule.search_slots(load_params(DEFAULT), "uniform", given) == schedule.slots(1, given)
+    smoke = load_params(REPOSITORY / "experiments/smoke.yaml")
+    assert (schedule.search_slots(smoke, "direct", given) == given) == alone
+    assert schedule.search_slots(smoke, "uniform", given) == schedule.slots(1, given)
 
 
 def test_available_cores_respect_affinity():
@@ -70,7 +73,9 @@ def test_available_cores_respect_a_container_quota(monkeypatch, tmp_path, text, 
 
 def test_the_first_comparison_comes_first():
     """Greedy by priority, one job at a time: the first proxy's and the baseline's policies before anything else."""
-    params = load_params(DEFAULT)
+    raw = yaml.safe_load(DEFAULT.read_text())
+    raw["grid"]["searches"].reverse()
+    params = parse_params(raw)
     waiting, made, order = list(nodes(params)), set(), []
     waiting = [node for node in waiting if node.stage in schedule.STEPS]
     while waiting:
@@ -79,7 +84,7 @@ def test_the_first_comparison_comes_first():
         waiting.remove(best)
         made.update(best.outputs)
         order.append((best.stage, best.job.get("model"), best.job.get("search")))
-    first, baseline = params.claims.proxies[0], params.claims.baseline
+    baseline, first = params.claims.baseline, params.claims.proxies[0]
     steps = ("sample", "search", "finetune", "evaluate")
     model = params.grid.models[0]
     expected = [("fetch", None, None), ("pretrain", model, None)]

@@ -165,7 +165,11 @@ def draw_bits(axes: Axes, policy: Mapping[str, Any], colour: str) -> None:
 def policy_chart(policy: Mapping[str, Any], path: Path, colour: str = "#0072B2", dpi: int = 100) -> None:
     """One policy's bits a layer as a PNG file, with its BitOPs and size in the title."""
     with matplotlib.rc_context(RC):
-        figure, axes = plt.subplots(figsize=(max(5.0, 0.14 * len(policy["layers"]) + 2), 2.8), layout="constrained")
+        # Margins by hand: a layout engine would draw everything twice, and the log stage makes a chart for each run.
+        names = 0.25 + 0.057 * max(map(len, policy["layers"]))
+        width, height = max(5.5, 0.14 * len(policy["layers"]) + 1), 2.2 + names
+        figure, axes = plt.subplots(figsize=(width, height))
+        figure.subplots_adjust(0.55 / width, names / height, 1 - 0.1 / width, 1 - 0.3 / height)
         draw_bits(axes, policy, colour)
         _layer_names(axes, policy)
         axes.set_ylabel("activation | weight bits")

@@ -116,6 +116,8 @@ def test_repro_leaves_a_readable_tree(dvc_results):
     added = run(root, "git", "add", "--all", "--dry-run").stdout
     assert ".safetensors" not in added
     assert f"{params.results}/evaluate/resnet/direct/w3a3/0/metrics.json" in added
+    assert f"{params.results}/claims.json" in added
+    assert "report" not in added
 
 
 def test_repro_again_has_nothing_to_do(dvc_results):

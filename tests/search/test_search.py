@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+
+from seam import training
+from seam.assign import assign
+from seam.cost import parse_budget
+from seam.data.loaders import load
+from seam.errors import SeamError
+from seam.models import build, find_layers
+from seam.params import Model, SearchSettings, Training
+from seam.quant.functional import use_kernels
+from seam.runtime import Meter
+from seam.search import METHODS, load_method
+from seam.search.problem import Problem
+
+CPU = torch.device("cpu")
+BITS = (2, 3, 4, 5, 6)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    use_kernels("eager")
+    torch.set_num_threads(1)
+    return load("digits", tmp_path_factory.mktemp("data"), "train")
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """Weights of the model after a short training on digits: a search starts from a trained model."""
+    torch.manual_seed(0)
+    model = build(Model(name="test_resnet"), 10, 1)
+    settings = Training(epochs=3, lr=0.05)
+    groups = training.training_groups(model, settings)
+    training.fit(model, training.cross_entropy(model), digits, 3, 64, groups, 0, CPU, Meter(CPU))
+    return model.state_dict()
+
+
+def problem(images=None, budget="w3a3", seed=0, size=(1, 28, 28), **settings):
+    torch.manual_seed(0)
+    model = build(Model(name="test_resnet"), 10, 1)
+    layers = find_layers(model, size)
+    checked = SearchSettings(epochs=1, calibration_images=128, kernels="eager", **settings)
+    return Problem(model, layers, images, [parse_budget(budget, layers, BITS)], checked, seed, CPU, Meter(CPU))
+
+
+def solve(method, given):
+    module = load_method(method)
+    table = module.preferences(given)
+    spend = getattr(module, "SPEND", given.settings.spend)
+    assigned = assign(table, given.names, BITS, given.budgets, spend)
+    return assigned, given.budgets[0].cost(assigned) / given.budgets[0].limit
+
+
+def test_methods_are_found_by_file():
+    assert {"seam", "uniform", "random"} <= set(METHODS)
+    with pytest.raises(SeamError, match="did you mean seam"):
+        load_method("seem")
+    with pytest.raises(SeamError, match="no function preferences"):
+        load_method("json.decoder")
+
+
+@pytest.mark.parametrize("method", ["seam", "random"])
+def test_within_the_budget_and_spent(method, digits):
+    _, share = solve(method, problem(digits))
+    assert 0.97 <= share <= 1
+
+
+def test_the_same_seed_gives_the_same_policy_and_another_another(digits):
+    first, again, other = (solve("seam", problem(digits, seed=seed))[0] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_search_ends_decided_near_its_budget_and_learns(digits, trained):
+    given = problem(digits)
+    given.model.load_state_dict(trained)
+    given.settings = given.settings.model_copy(update={"epochs": 4})
+    solve("seam", given)
+    last = given.history[-1]
+    assert given.report["logit_entropy"] < 0.5 * np.log2(5)
+    assert last["budget"] == pytest.approx(1, abs=0.15)
+    assert last["ce"] < 0.5 * max(row["ce"] for row in given.history)
+    assert last["margin"] < given.history[0]["margin"]
+    assert given.meter.images == 4 * (len(digits) // 64) * 64
+
+
+@pytest.mark.parametrize("budget", ["w2a3", "w5a5"])
+def test_the_budget_term_pulls_from_both_sides(budget, digits, trained):
+    given = problem(digits, budget=budget)
+    given.model.load_state_dict(trained)
+    given.settings = given.settings.model_copy(update={"epochs": 4})
+    solve("seam", given)
+    assert given.history[-1]["budget"] == pytest.approx(1, abs=0.2)
+
+
+def test_budgets_count_macs_at_the_target_s_size(digits):
+    """Digits are 8x8, the target 28x28: the limit must be that of 28x28."""
+    given = problem(digits)
+    own = problem(digits, size=(1, 8, 8))
+    macs = sum(layer.macs for layer in given.layers if not layer.fixed)
+    assert given.budgets[0].limit == pytest.approx(macs * 9 / 1e9)
+    assert given.budgets[0].limit > 3 * own.budgets[0].limit
+
+
+def test_margin_weight_zero_is_another_search(digits):
+    with_margin, without = problem(digits), problem(digits, margin_weight=0.0)
+    assert not np.array_equal(load_method("seam").preferences(with_margin), load_method("seam").preferences(without))
+
+
+@pytest.mark.parametrize(("budget", "pair"), [("w3a3", (3, 3)), ("w4a4", (4, 4)), ("w2a2", (2, 2))])
+def test_uniform_is_uniform(budget, pair):
+    assigned, share = solve("uniform", problem(budget=budget))
+    assert set(assigned) == {pair} and share == pytest.approx(1)
+
+
+def test_uniform_stays_uniform_below_an_odd_budget():
+    given = problem()
+    macs = sum(layer.macs for layer in given.layers if not layer.fixed)
+    given.budgets = [parse_budget(f"{macs * 11 / 1e9} GBitOPs", given.layers, BITS)]
+    assigned, share = solve("uniform", given)
+    assert len(set(assigned)) == 1 and share < 1
+
+
+def test_random_draws_differ_and_repeat():
+    draws = [solve("random", problem(options={"draw": draw}))[0] for draw in (0, 1, 0)]
+    assert draws[0] == draws[2] != draws[1]

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nn
+
+from seam.errors import SeamError
+from seam.io import save_tensors
+from seam.models import build, capture_features, extract_features, find_layers, load_weights, replace_head, total_macs
+from seam.params import Model
+
+
+def test_macs_of_resnet18_are_the_published_ones():
+    model = build(Model(name="resnet18"), 1000, 3)
+    assert total_macs(model, (3, 224, 224)) == pytest.approx(1.814e9, rel=0.001)  # 1.8 GMACs, He et al. 2016
+
+
+def test_layers_in_order_with_the_ends_fixed():
+    layers = find_layers(build(Model(name="resnet18"), 10, 1), (1, 28, 28))
+    assert [layers[0].name, layers[-1].name] == ["conv1", "fc"]
+    assert [layer.fixed for layer in layers] == [True, *[False] * 19, True]
+    conv = next(layer for layer in layers if layer.name == "layer1.0.conv1")
+    assert (conv.params, conv.macs) == (64 * 64 * 9, 64 * 64 * 9 * 7 * 7)
+
+
+def test_macs_of_depthwise_and_linear_by_hand():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+            self.dw = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.fc(self.dw(self.a(x)).mean((2, 3)))
+
+    macs = {layer.name: layer.macs for layer in find_layers(Net(), (3, 10, 10))}
+    assert macs == {"a": 25 * 8 * 27, "dw": 25 * 8 * 9, "fc": 40}
+
+
+def test_counting_leaves_the_mode_and_the_statistics_alone():
+    model = build(Model(name="test_resnet"), 10, 1).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    find_layers(model, (1, 16, 16))
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_unknown_model_lists_close_names():
+    with pytest.raises(SeamError, match="resnet18"):
+        build(Model(name="resnet81"), 10, 3)
+
+
+def test_refused_option_is_named():
+    with pytest.raises(SeamError, match="no_such_option"):
+        build(Model(name="resnet18", kwargs={"no_such_option": 1}), 10, 3)
+
+
+def test_an_input_the_model_cannot_take_is_named():
+    with pytest.raises(SeamError, match=r"\(3, 8, 8\)"):
+        find_layers(build(Model(name="test_resnet"), 10, 1), (3, 8, 8))
+
+
+def test_weights_round_trip_and_misfits_are_named(tmp_path):
+    torch.manual_seed(1)
+    source = build(Model(name="test_resnet"), 10, 1)
+    save_tensors(tmp_path / "w.safetensors", source.state_dict())
+    again = build(Model(name="test_resnet", weights=str(tmp_path / "w.safetensors")), 10, 1)
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    with pytest.raises(SeamError, match="shape"):
+        load_weights(build(Model(name="test_resnet"), 7, 1), tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:200])
+    with pytest.raises(SeamError, match=r"w\.safetensors"):
+        load_weights(source, tmp_path / "w.safetensors")
+
+
+def test_features_are_the_classifier_s_input():
+    model = build(Model(name="test_resnet"), 10, 1)
+    x, y = torch.randn(4, 1, 16, 16), torch.arange(4)
+    with capture_features(model) as features, torch.no_grad():
+        logits = model(x)
+        torch.testing.assert_close(model.get_classifier()(features[-1]), logits)
+    found, labels = extract_features(model, [(x, y), (x, y)])
+    assert found.shape == (8, model.num_features) and labels.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_new_head():
+    model = build(Model(name="test_resnet"), 10, 1)
+    replace_head(model, 3)
+    assert model(torch.randn(2, 1, 16, 16)).shape == (2, 3)

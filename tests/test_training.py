@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from seam import training
+from seam.data.loaders import load
+from seam.evaluate import evaluate
+from seam.models import build
+from seam.params import Finetune, Model, Training
+from seam.quant.apply import calibrate, quantize
+from seam.quant.functional import use_kernels
+from seam.runtime import Meter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    use_kernels("eager")
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("data")
+    return load("digits", root, "train"), load("digits", root, "test")
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return build(Model(name="test_resnet"), 10, 1)
+
+
+def fit(model, images, epochs=2, resume=None, live=lambda step, **m: None, seed=0, meter=None):
+    groups = training.training_groups(model, Training(epochs=epochs, lr=0.05))
+    loss = training.cross_entropy(model)
+    meter = meter or Meter(CPU)
+    return training.fit(model, loss, images, epochs, 64, groups, seed, CPU, meter, True, resume, live)
+
+
+def test_it_learns_digits(images):
+    train, test = images
+    model = network()
+    before = evaluate(model, test, 359, CPU)
+    history = fit(model, train, epochs=3)
+    after = evaluate(model, test, 359, CPU)
+    assert before["top1"] < 30 and after["top1"] > 85
+    assert after["loss"] < before["loss"] and after["class_margin"] > before["class_margin"]
+    assert after["top5"] >= after["top1"]
+    assert history[-1]["step"] == 3 * (len(train) // 64) and history[-1]["epoch"] == 3
+    assert history[0]["lr"] < 0.05 and history[-1]["lr"] < 0.001
+
+
+def test_the_same_seed_gives_the_same_weights(images):
+    states = []
+    for seed in (0, 0, 1):
+        model = network()
+        fit(model, images[0], epochs=1, seed=seed)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not all(torch.equal(states[0][k], states[2][k]) for k in states[0])
+
+
+def test_a_killed_run_resumes_and_ends_the_same(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    whole = network()
+    expected = fit(whole, images[0])
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, **metrics):
+        if step >= 30:  # within the second epoch
+            raise Killed
+
+    resume = tmp_path / "checkpoint.pt"
+    with pytest.raises(Killed):
+        fit(network(), images[0], resume=resume, live=kill)
+    assert resume.exists()
+    steps = []
+    model, meter = network(seed=5), Meter(CPU)
+    found = fit(model, images[0], resume=resume, live=lambda step, **m: steps.append(step), meter=meter)
+    assert 20 < steps[0] <= 30  # went on, did not start again
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
+    drop = ("seconds",)
+    assert [{k: v for k, v in r.items() if k not in drop} for r in found] == [
+        {k: v for k, v in r.items() if k not in drop} for r in expected
+    ]
+    assert meter.images == 2 * (len(images[0]) // 64) * 64 and "earlier" in meter.parts
+
+
+def test_finetuning_recovers_a_quantized_model(images):
+    train, test = images
+    model = network()
+    fit(model, train, epochs=3)
+    bits = {n: (3, 3) for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d) and n.startswith("layer")}
+    quantize(model, bits)
+    calibrate(model, [next(iter(train.batches(512)))])
+    before = evaluate(model, test, 359, CPU)["top1"]
+    settings = Finetune(epochs=2, lr=0.02, step_lr=0.003)
+    groups = training.training_groups(model, settings)
+    assert len(groups) == 2 and len(groups[1].params) == 2 * len(bits)
+    training.fit(model, training.cross_entropy(model), train, 2, 64, groups, 0, CPU, Meter(CPU))
+    assert evaluate(model, test, 359, CPU)["top1"] > before
+
+
+def test_schedule():
+    group = training.Group([], 1.0)
+    assert group.scale(0) == 0 and group.scale(0.05) == pytest.approx(1) and group.scale(1) == pytest.approx(0)
+    assert training.Group([], 1.0, schedule="constant").scale(0.7) == 1
+
+
+def test_weight_decay_spares_biases_and_norms():
+    optimizer = training.Group(list(network().parameters()), 0.1, "sgd", 0.01).optimizer()
+    for group in optimizer.param_groups:
+        assert all((p.dim() > 1) == (group["weight_decay"] > 0) for p in group["params"])
