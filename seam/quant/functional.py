@@ -4,8 +4,8 @@ For bit-widths b with steps s_b, integer ranges [n_b, p_b] and weights c_b (soft
 quantizer):
 
     y = sum_b c_b s_b q_b,      q_b = round(clamp(x / s_b, n_b, p_b))
-    dL/dx   = dL/dy sum_b c_b inside_b,      inside_b = [n_b < x / s_b < p_b]       (straight-through)
-    dL/ds_b = c_b sum_x dL/dy (q_b - inside_b x / s_b)                                (LSQ, Esser et al. 2020, eq. 3)
+    dL/dx   = dL/dy sum_b c_b inside_b,      inside_b = [n_b < x / s_b < p_b]        (straight-through)
+    dL/ds_b = c_b sum_x dL/dy (q_b - inside_b x / s_b)                               (LSQ, Esser et al. 2020, eq. 3)
     dL/dc_b = s_b sum_x dL/dy q_b
 
 Forward is one pass (read x, write y), backward is one (read x and dL/dy, write dL/dx, reduce the rest): nothing but x is

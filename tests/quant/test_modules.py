@@ -51,7 +51,7 @@ def test_a_quantized_weight_has_at_most_two_to_the_bits_levels(bits):
 
 def test_inputs_after_relu_are_unsigned_and_others_signed():
     torch.manual_seed(0)
-    model = quantize(Small(), {name: (4, 4) for name in ("stem", "one", "head")})
+    model = quantize(Small(), dict.fromkeys(("stem", "one", "head"), (4, 4)))
     calibrate(model, batches())
     signed = {name: getattr(model, name).input_quantizer.signed for name in ("stem", "one", "head")}
     assert signed == {"stem": True, "one": False, "head": True}
@@ -72,7 +72,7 @@ def test_eight_bits_hardly_change_the_output():
     model = Small().eval()
     x = batches(1)[0][0]
     before = model(x)
-    quantize(model, {name: (8, 8) for name in ("stem", "one", "two", "head")})
+    quantize(model, dict.fromkeys(("stem", "one", "two", "head"), (8, 8)))
     calibrate(model, batches())
     assert (model(x) - before).abs().max() < 0.05 * before.abs().max()
 
