@@ -8,7 +8,7 @@ quantizer):
     dL/ds_b = c_b sum_x dL/dy (q_b - inside_b x / s_b)                               (LSQ, Esser et al. 2020, eq. 3)
     dL/dc_b = s_b sum_x dL/dy q_b
 
-Forward is one pass (read x, write y), backward is one (read x and dL/dy, write dL/dx, reduce the rest): nothing but x is
+Forward is one pass (read x, write y), backward is one (read x and dL/dy, write dL/dx, reduce the rest): only x is
 kept. The passes are plain tensor code compiled by `torch.compile`; without a compiler they run eagerly, several times
 slower and with the same result up to rounding.
 """
