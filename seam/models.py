@@ -41,9 +41,20 @@ def build(spec: Model, num_classes: int, in_chans: int) -> nn.Module:
             f"models: the pretrained weights of {spec.name} cannot be downloaded ({error}); "
             "set pretrained: false, or weights: to a local .safetensors file"
         ) from None
+    if spec.small_stem:
+        _shrink_stem(model, spec.name)
     if spec.weights:
         load_weights(model, spec.weights)
     return model.eval()
+
+
+def _shrink_stem(model: nn.Module, name: str) -> None:
+    """Give a ResNet the usual stem for 32x32 images: 3x3, stride 1, no pooling (He et al. 2016, 4.2)."""
+    if not isinstance(getattr(model, "conv1", None), nn.Conv2d) or not hasattr(model, "maxpool"):
+        raise SeamError(f"models: small_stem is for ResNets with one stem convolution; {name} has none")
+    first = model.conv1
+    model.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=first.bias is not None)
+    model.maxpool = nn.Identity()
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:

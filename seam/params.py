@@ -55,6 +55,7 @@ class Model(_Frozen):
     kwargs: dict[str, Any] = {}
     weights: str | None = None  # a .safetensors file instead of pretraining
     pretrained: bool = False  # start from timm's own weights
+    small_stem: bool = False  # a ResNet's stem for images of about 32x32
 
 
 class Proxy(_Frozen):

@@ -23,21 +23,27 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     import torch
 
     from seam import training
+    from seam.cost import parse_budget
     from seam.evaluate import evaluate as measure
-    from seam.models import total_macs
+    from seam.models import find_layers
     from seam.runtime import Meter, set_up
 
-    provenance.check_inputs(params, [data])
     settings, spec = params.pretrain, params.model(model)
+    inputs = [data, Path(spec.weights)] if spec.weights else [data]
+    provenance.check_inputs(params, inputs)
     device = set_up(params.device, settings.threads, settings.seed)
     meter = Meter(device)
     with meter.part("setup"):
         train, test = _target(params, "train", settings.images, settings.seed), _target(params, "test")
         network, size = _network(params, model)
+        layers = find_layers(network, size)
+        for budget in params.grid.budgets:  # refused now, not after the training
+            for search in params.grid.searches:
+                parse_budget(params.budget(budget), layers, params.settings(search).bits)
         network = network.to(device, memory_format=torch.channels_last)
-        meter.macs_per_image = total_macs(network, size)
+        meter.macs_per_image = sum(layer.macs for layer in layers)
     history: list[dict[str, Any]] = []
-    resume = _resume_file(params, "pretrain", {"model": model}, [data])
+    resume = _resume_file(params, "pretrain", {"model": model}, inputs)
     if not (spec.weights or spec.pretrained):
         history = training.fit(
             network,
@@ -60,7 +66,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     io.write_json(out / "metrics.json", {**metrics, "images": len(test)})
     io.write_json(out / "cost.json", meter.cost())
     outputs = [out / n for n in ("fp.safetensors", "history.csv", "metrics.json", "cost.json")]
-    provenance.record(params, "pretrain", {"model": model}, [data], outputs)
+    provenance.record(params, "pretrain", {"model": model}, inputs, outputs)
     resume.unlink(missing_ok=True)
     print(f"pretrain: {model}, top-1 {metrics['top1']:.2f} %, {meter.seconds():.0f} s")
 
@@ -117,7 +123,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         network = network.to(device, memory_format=torch.channels_last)
     if images is not None:
         with meter.part("compile"):
-            meter.kernels, _ = use_kernels(settings.kernels)
+            meter.kernels, _ = use_kernels(settings.kernels, (1, len(settings.bits)))
     resume = _resume_file(params, "search", job._asdict(), [weights, proxy])
     with live(params, job, "search") as log:
         problem = Problem(network, layers, images, [budget], settings, job.seed, device, meter, resume, live=log.log)

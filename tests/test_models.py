@@ -88,3 +88,15 @@ def test_new_head():
     model = build(Model(name="test_resnet"), 10, 1)
     replace_head(model, 3)
     assert model(torch.randn(2, 1, 16, 16)).shape == (2, 3)
+
+
+def test_small_stem_keeps_the_resolution():
+    size = (3, 32, 32)
+    small, usual = (
+        find_layers(build(Model(name="resnet18", small_stem=small), 10, 3), size) for small in (True, False)
+    )
+    assert small[0].macs == 32 * 32 * 64 * 27
+    assert sum(layer.macs for layer in small) == pytest.approx(0.556e9, rel=0.01)  # ResNet-18 for CIFAR
+    assert sum(layer.macs for layer in usual) < 0.1 * sum(layer.macs for layer in small)
+    with pytest.raises(SeamError, match="small_stem is for ResNets"):
+        build(Model(name="mobilenetv2_050", small_stem=True), 10, 3)

@@ -76,16 +76,17 @@ _kernels = _EAGER
 _mode = "eager"
 
 
-def use_kernels(mode: str = "auto") -> tuple[str, float]:
+def use_kernels(mode: str = "auto", widths: tuple[int, ...] = (1,)) -> tuple[str, float]:
     """Choose the kernels of this process: 'compiled', 'eager', or 'auto' (compiled where a compiler works).
+
+    `widths`: the numbers of bit-widths that will be mixed (1: a plain quantizer); their kernels are made ready now.
 
     Returns the kind in force, 'compiled' or 'eager', and the seconds spent compiling, or loading from Inductor's
     on-disk cache when an earlier process on this machine has compiled them.
     """
     global _kernels, _mode
-    if mode == "eager" or _mode == "compiled":
-        if mode == "eager":
-            _kernels, _mode = _EAGER, "eager"
+    if mode == "eager":
+        _kernels, _mode = _EAGER, "eager"
         return _mode, 0.0
     start = time.perf_counter()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime" on each CPU machine
@@ -93,7 +94,7 @@ def use_kernels(mode: str = "auto") -> tuple[str, float]:
         # Sizes that happen to be equal must not be taken for one: each coincidence would compile the kernels again.
         torch.fx.experimental._config.use_duck_shape = False
         compiled = tuple(torch.compile(kernel, dynamic=True, fullgraph=True) for kernel in _EAGER)
-        _warm_up(compiled)
+        _warm_up(compiled, widths)
     except Exception as error:  # Inductor wraps what a missing or broken compiler raises in many types
         if mode == "compiled":
             raise
@@ -107,8 +108,8 @@ def use_kernels(mode: str = "auto") -> tuple[str, float]:
     return _mode, time.perf_counter() - start
 
 
-def _warm_up(kernels: tuple, widths: tuple[int, ...] = (1, 5)) -> None:
-    """Run each kernel for the usual numbers of bit-widths, so that all compilation is done here and is counted.
+def _warm_up(kernels: tuple, widths: tuple[int, ...]) -> None:
+    """Run each kernel for the given numbers of bit-widths, so that all compilation is done here and is counted.
 
     A reduction is compiled once for rows of up to 4096 elements and once for longer ones. The sizes are large enough
     for the generated code to be parallel.

@@ -16,9 +16,23 @@ import torch
 import torch.nn.functional as F
 
 from seam.margin import MarginLoss
+from seam.params import SearchSettings
 from seam.quant.mixture import Mixture
 from seam.search.problem import Problem
 from seam.training import Group, fit
+
+
+def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
+    """The search's three optimizers: network weights (SGD), log steps and bit-width logits (Adam)."""
+    logits = [net.weight_logits, net.input_logits]
+    log_steps = [p for name, p in net.named_parameters() if name.endswith(("log_step", "log_steps"))]
+    special = {id(p) for p in logits + log_steps}
+    weights = [p for p in net.parameters() if id(p) not in special]
+    return [
+        Group(weights, settings.lr, "sgd", settings.weight_decay),
+        Group(log_steps, settings.step_lr, "adam"),
+        Group(logits, settings.logit_lr, "adam", schedule="constant"),
+    ]
 
 
 def preferences(problem: Problem) -> np.ndarray:
@@ -47,9 +61,6 @@ def preferences(problem: Problem) -> np.ndarray:
         logs = {"ce": cross_entropy, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
         return total, logs
 
-    logits = [net.weight_logits, net.input_logits]
-    log_steps = [p for n, p in net.named_parameters() if n.endswith("log_step") or n.endswith("log_steps")]
-    special = {id(p) for p in logits + log_steps}
     problem.history += fit(
         module=torch.nn.ModuleList([net, margin]),
         loss=loss,
@@ -57,11 +68,7 @@ def preferences(problem: Problem) -> np.ndarray:
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         augment=settings.augment,
-        groups=[
-            Group([p for p in net.parameters() if id(p) not in special], settings.lr, "sgd", settings.weight_decay),
-            Group(log_steps, settings.step_lr, "adam"),
-            Group(logits, settings.logit_lr, "adam", schedule="constant"),
-        ],
+        groups=parameter_groups(net, settings),
         seed=problem.seed,
         device=device,
         meter=problem.meter,

@@ -1,0 +1,140 @@
+"""Time and memory of a training step: full precision, search, QAT, and search without compiled kernels.
+
+    python benchmarks/search_step.py [--repeats 3] [--steps 7] [--cases resnet18@8 ...] [--csv FILE]
+
+Each figure comes from a process of its own; the four kinds take turns, so that a busy neighbour slows all of them.
+Printed: the median and the least step time over all repeats, the ratio to the FP32 step of the same case, and the
+greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included.
+"""
+
+import argparse
+import csv
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+CASES = {  # name: (timm model, options, channels, image size, batch size)
+    "resnet18@224": ("resnet18", {}, 3, 224, 16),
+    "resnet18@32": ("resnet18", {"small_stem": True}, 3, 32, 32),
+    "resnet18@8": ("resnet18", {}, 1, 8, 64),
+    "mobilenetv2_100@224": ("mobilenetv2_100", {}, 3, 224, 16),
+    "deit_tiny@224": ("deit_tiny_patch16_224", {}, 3, 224, 16),
+}
+KINDS = ("fp32", "search", "qat", "search-eager")
+
+
+def measure(case: str, kind: str, steps: int, threads: int) -> dict:
+    """Run in a process of its own: seconds of each step, and peak memory."""
+    import torch
+    import torch.nn.functional as F
+
+    from seam.cost import parse_budget
+    from seam.margin import MarginLoss
+    from seam.models import build, find_layers
+    from seam.params import Finetune, Model, SearchSettings
+    from seam.policy import policy_bits
+    from seam.quant.apply import calibrate, quantize
+    from seam.quant.functional import use_kernels
+    from seam.quant.mixture import Mixture
+    from seam.search.seam import parameter_groups
+    from seam.training import training_groups
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    name, options, channels, size, batch = CASES[case]
+    model = build(Model(name=name, **options), 10, channels)
+    layers = find_layers(model, (channels, size, size))
+    model = model.to(memory_format=torch.channels_last).train()
+    x = torch.randn(batch, channels, size, size).to(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (batch,))
+    settings = SearchSettings()
+    if kind != "fp32":
+        use_kernels("eager" if kind.endswith("eager") else "compiled", (1, len(settings.bits)))
+    if kind.startswith("search"):
+        net = Mixture(model, layers, settings.bits)
+        net.calibrate([(x, y)])
+        net.train()
+        budget = parse_budget("w3a3", layers, settings.bits)
+        table = torch.tensor(budget.table / budget.limit, dtype=torch.float32)
+        margin = MarginLoss(10, model.get_classifier().in_features)
+        kept: list = []
+        model.get_classifier().register_forward_pre_hook(lambda _, args: kept.append(args[0].flatten(1)), prepend=True)
+        groups = parameter_groups(net, settings)
+
+        def loss():
+            kept.clear()
+            cross_entropy = F.cross_entropy(net(x), y)
+            return cross_entropy + margin(kept[-1], y) + 2 * net.expected(table).log().square()
+
+    else:
+        if kind == "qat":
+            searchable = sum(not layer.fixed for layer in layers)
+            quantize(model, policy_bits(layers, [(3, 3)] * searchable))
+            calibrate(model, [(x, y)])
+            model.train()
+        groups = training_groups(model, Finetune(epochs=1))
+
+        def loss():
+            return F.cross_entropy(model(x), y)
+
+    optimizers = [group.optimizer() for group in groups if group.params]
+    seconds = []
+    for i in range(steps + 2):
+        start = time.perf_counter()
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        if i >= 2:  # the first steps allocate
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--csv")
+    parser.add_argument("--one", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one, options.steps, options.threads)))
+        return
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    rows = []
+    print(f"{'case':22}{'kind':14}{'median ms':>10}{'min ms':>9}{'x FP32':>8}{'peak MB':>9}{'x FP32':>8}")
+    for case in options.cases:
+        found: dict[str, list] = {kind: [] for kind in KINDS}
+        for _ in range(options.repeats):
+            for kind in KINDS:
+                command = [sys.executable, __file__, "--one", case, kind, "--steps", str(options.steps)]
+                command += ["--threads", str(options.threads)]
+                done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+                found[kind].append(json.loads(done.stdout.splitlines()[-1]))
+        base_time = base_memory = 1.0
+        for kind in KINDS:
+            times = [s * 1e3 for run in found[kind] for s in run["seconds"]]
+            median, least = statistics.median(times), min(times)
+            peak = statistics.median(run["peak_mb"] for run in found[kind])
+            if kind == "fp32":
+                base_time, base_memory = median, peak
+            row = (case, kind, round(median, 1), round(least, 1), round(median / base_time, 2))
+            row += (round(peak), round(peak / base_memory, 2))
+            rows.append(row)
+            print("{:22}{:14}{:10}{:9}{:8}{:9}{:8}".format(*row), flush=True)
+    if options.csv:
+        with open(options.csv, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(("case", "kind", "median_ms", "min_ms", "time_ratio", "peak_mb", "memory_ratio"))
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The stages called as the command line calls them, on digits; the whole graph is run in tests/workflow."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seam import io, stages
+from seam.errors import SeamError
+from seam.params import Job, parse_params
+
+ROOT = Path(__file__).parents[1]
+
+
+def smoke(tmp_path, monkeypatch, **changes):
+    """The smoke set's parameters with changes {dotted key: value}, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    raw = yaml.safe_load((ROOT / "experiments/smoke.yaml").read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        block = raw
+        for part in path:
+            block = block[part]
+        block[last] = value
+    return parse_params(raw)
+
+
+def fetched(params):
+    stages.fetch(params, Path(params.results) / "data/target")
+    return Path(params.results) / "data/target/manifest.json"
+
+
+def pretrained(params):
+    folder = Path(params.results) / "models/resnet"
+    stages.pretrain(params, "resnet", fetched(params), folder)
+    return folder / "fp.safetensors"
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    return smoke(tmp_path, monkeypatch, pretrain__epochs=1, finetune__epochs=1)
+
+
+def test_unreachable_budget_is_refused_before_pretraining(tmp_path, monkeypatch):
+    params = smoke(tmp_path, monkeypatch, budgets={"w3a3": "0.0001 GBitOPs"})
+    manifest = fetched(params)
+    with pytest.raises(SeamError, match=r"reachable range is [\d.]+ to [\d.]+ GBitOPs"):
+        stages.pretrain(params, "resnet", manifest, Path(params.results) / "models/resnet")
+    assert not (Path(params.results) / "models").exists()
+
+
+def test_misspelt_model_is_refused_with_close_names(tmp_path, monkeypatch):
+    params = smoke(tmp_path, monkeypatch, models={"resnet": {"name": "test_resnt"}})
+    with pytest.raises(SeamError, match="did you mean test_resnet"):
+        pretrained(params)
+
+
+def test_given_weights_are_taken_and_recorded(quick, tmp_path, monkeypatch):
+    weights = pretrained(quick)
+    own = tmp_path / "own.safetensors"
+    weights.rename(own)
+    params = smoke(tmp_path, monkeypatch, models={"resnet": {"name": "test_resnet", "weights": str(own)}})
+    again = pretrained(params)
+    assert again.read_bytes() == own.read_bytes()
+    assert str(own) in io.read_json(again.with_name("provenance.json"))["inputs"]
+    assert io.read_csv(again.with_name("history.csv")) == []
+
+
+@pytest.mark.parametrize("sampling", ["random", "balanced", "herding", "k_center"])
+def test_sampling_describes_the_proxy_and_repeats(quick, tmp_path, monkeypatch, sampling):
+    weights = pretrained(quick)
+    proxy = {"dataset": "digits", "count": 50, "sampling": sampling}
+    params = smoke(
+        tmp_path,
+        monkeypatch,
+        pretrain__epochs=1,
+        finetune__epochs=1,
+        searches__direct={"method": "seam", "proxy": proxy},
+    )
+    found = []
+    for name in ("a", "b"):
+        stages.sample(params, "resnet", "direct", weights, tmp_path / name)
+        found.append((tmp_path / name / "proxy.json").read_bytes())
+    assert found[0] == found[1]
+    content = io.read_json(tmp_path / "a/proxy.json")
+    assert content["count"] == len(set(content["indices"])) == sum(content["class_counts"]) == 50
+    assert content["share_of_target"] == pytest.approx(50 / 1438, abs=1e-6)
+    if sampling == "balanced":
+        assert set(content["class_counts"]) == {5}
+
+
+def test_too_many_proxy_images_are_refused(quick, tmp_path, monkeypatch):
+    weights = pretrained(quick)
+    block = {"method": "seam", "proxy": {"dataset": "digits", "count": 5000}}
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, finetune__epochs=1, searches__direct=block)
+    with pytest.raises(SeamError, match="asks for 5000 images of digits, which has 1438"):
+        stages.sample(params, "resnet", "direct", weights, tmp_path / "proxy")
+
+
+def test_search_at_another_resolution_counts_macs_at_the_target_s(tmp_path, monkeypatch):
+    """The proxy at 8x8, the target at 16x16: the budget and the policy's MACs are those of 16x16."""
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, target={"dataset": "digits", "image_size": 16})
+    weights = pretrained(params)
+    job = Job("resnet", "seam-subset", "w3a3", 0)
+    stages.sample(params, "resnet", "seam-subset", weights, tmp_path / "proxy")
+    stages.search(params, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    policy, cost = (io.read_json(tmp_path / "search" / name) for name in ("policy.json", "cost.json"))
+    assert policy["proxy"]["image_size"] == [8, 8] and policy["model"]["input_size"] == [1, 16, 16]
+    searched = [layer for layer in policy["layers"].values() if not layer["fixed"]]
+    assert policy["budget"]["limit"] == pytest.approx(sum(layer["macs"] for layer in searched) * 9 / 1e9, abs=1e-9)
+    assert 0.97 <= policy["budget"]["share"] <= 1
+    all_macs = sum(layer["macs"] for layer in policy["layers"].values())
+    assert cost["macs_per_image"] < all_macs / 2  # what the search itself computed, at 8x8
+    assert cost["image_macs"] == cost["images"] * cost["macs_per_image"]
+
+
+def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_path):
+    weights = pretrained(quick)
+    job = Job("resnet", "uniform", "w3a3", 0)
+    stages.sample(quick, "resnet", "uniform", weights, tmp_path / "proxy")
+    stages.search(quick, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    policy = tmp_path / "search/policy.json"
+    (tmp_path / "search/provenance.json").unlink()  # a policy of the user's own
+    content = io.read_json(policy)
+    for layer in content["layers"].values():
+        layer["w"] = layer["a"] = 8
+    io.write_json(policy, content)
+    stages.finetune(quick, job, weights, policy, tmp_path / "finetune")
+    stages.evaluate(quick, job, weights, policy, tmp_path / "finetune/model.safetensors", tmp_path / "evaluate")
+    metrics = io.read_json(tmp_path / "evaluate/metrics.json")
+    assert abs(metrics["calibrated_top1"] - metrics["fp_top1"]) < 1.0
+    assert metrics["images"] == 359
