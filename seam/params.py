@@ -104,6 +104,7 @@ class SearchSettings(_Frozen):
 
     bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
     epochs: Count = 3
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0  # in full precision, before the search: for a proxy of new classes
     batch_size: Count = 64
     lr: Positive = 0.03  # network weights, SGD
     weight_decay: NonNegative = 0.0

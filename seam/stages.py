@@ -67,7 +67,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     io.write_json(out / "cost.json", meter.cost())
     outputs = [out / n for n in ("fp.safetensors", "history.csv", "metrics.json", "cost.json")]
     provenance.record(params, "pretrain", {"model": model}, inputs, outputs)
-    resume.unlink(missing_ok=True)
+    _forget(resume)
     print(f"pretrain: {model}, top-1 {metrics['top1']:.2f} %, {meter.seconds():.0f} s")
 
 
@@ -152,7 +152,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     io.write_json(out / "cost.json", meter.cost(**{"logit_entropy": None, **problem.report}))
     outputs = [out / n for n in ("policy.json", "cost.json", "history.csv")]
     provenance.record(params, "search", job._asdict(), [weights, proxy], outputs)
-    resume.unlink(missing_ok=True)
+    _forget(resume)
     print(f"search: {job.name}, {policy['budget']['share']:.3f} of the budget, {meter.seconds():.1f} s")
 
 
@@ -194,7 +194,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     io.write_json(out / "cost.json", meter.cost())
     outputs = [out / n for n in ("model.safetensors", "history.csv", "cost.json")]
     provenance.record(params, "finetune", job._asdict(), [weights, policy], outputs)
-    resume.unlink(missing_ok=True)
+    _forget(resume)
     print(f"finetune: {job.name}, {meter.seconds():.0f} s")
 
 
@@ -298,6 +298,12 @@ def _feature_model(params: Params, model: str, weights: Path) -> Any:
 
     device = set_up(params.device, params.pretrain.threads, 0)
     return _network(params, model, weights)[0].to(device), device
+
+
+def _forget(resume: Path) -> None:
+    """Delete the checkpoints of a finished job."""
+    for path in resume.parent.glob(f"{resume.stem}*"):
+        path.unlink()
 
 
 def _resume_file(params: Params, stage: str, job: dict[str, Any], inputs: Iterable[Path]) -> Path:

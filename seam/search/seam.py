@@ -19,7 +19,7 @@ from seam.margin import MarginLoss
 from seam.params import SearchSettings
 from seam.quant.mixture import Mixture
 from seam.search.problem import Problem
-from seam.training import Group, fit
+from seam.training import Group, cross_entropy, fit
 
 
 def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
@@ -39,6 +39,8 @@ def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] log-probability of each layer's (weight bits, activation bits) at the end of the search."""
     settings, device, budget = problem.settings, problem.device, problem.budgets[0]
     images = problem.images
+    if settings.warmup_epochs:
+        _warm_up(problem)
     with problem.meter.part("setup"):
         net = Mixture(problem.model, problem.layers, settings.bits)
         first = images.batches(settings.calibration_images, seed=problem.seed, device=device)
@@ -80,3 +82,23 @@ def preferences(problem: Problem) -> np.ndarray:
     net.refresh()
     problem.report["logit_entropy"] = round(net.entropy().item(), 4)
     return net.preferences()
+
+
+def _warm_up(problem: Problem) -> None:
+    """Adapt the full-precision network and its new head to the proxy: a network that knows nothing of the proxy's
+    classes has no margins to keep, and few-bit mixtures hardly let it learn them."""
+    settings, model = problem.settings, problem.model
+    fit(
+        module=model,
+        loss=cross_entropy(model),
+        images=problem.images,
+        epochs=settings.warmup_epochs,
+        batch_size=settings.batch_size,
+        augment=settings.augment,
+        groups=[Group(list(model.parameters()), settings.lr, "sgd", settings.weight_decay)],
+        seed=problem.seed,
+        device=problem.device,
+        meter=problem.meter,
+        resume=problem.resume and problem.resume.with_suffix(".warmup.pt"),
+        label="warm-up",
+    )
