@@ -6,8 +6,7 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-_SPIN = "20000"
+_SPIN = "20000"  # rounds of GCC's OpenMP library: a fraction of a millisecond
 
 
 def available_cores() -> int:

@@ -8,7 +8,7 @@ from torch import nn
 
 from seam.margin import class_margin
 from seam.models import capture_features
-from seam.runtime import progress
+from seam.runtime import loader_workers, progress
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Top-1 and top-5 (percent), loss and class margin over all images of a seam.data.loaders.ImageSet."""
     model.eval()
-    batches = images.batches(batch_size, device=device)
+    batches = images.batches(batch_size, device=device, workers=loader_workers(device))
     hits1 = hits5 = loss = torch.zeros((), device=device)
     features, labels = [], []
     with capture_features(model) as captured:

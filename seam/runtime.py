@@ -41,6 +41,11 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
         ) from None
 
 
+def loader_workers(device: torch.device) -> int:
+    """Processes that read image files: the job's threads beside a GPU; none on the CPU, whose cores the network needs."""
+    return torch.get_num_threads() if device.type == "cuda" else 0
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Most memory held so far, in MB: of the GPU, else of the process."""
     if device.type == "cuda":

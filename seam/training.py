@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seam.io import write_atomic
 from seam.params import Finetune, Training
-from seam.runtime import Meter, progress
+from seam.runtime import Meter, loader_workers, progress
 
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -108,7 +108,13 @@ def fit(
             skip = step % steps_per_epoch
             torch.manual_seed(seed * 100_003 + epoch)
             loader = images.batches(
-                batch_size, seed=seed * 100_003 + epoch, augment=augment, device=device, drop_last=True, skip=skip
+                batch_size,
+                seed=seed * 100_003 + epoch,
+                augment=augment,
+                device=device,
+                drop_last=True,
+                workers=loader_workers(device),
+                skip=skip,
             )
             for position, (x, y) in enumerate(loader, start=skip):
                 yield epoch, position, x, y

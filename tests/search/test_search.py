@@ -103,6 +103,15 @@ def test_budgets_count_macs_at_the_target_s_size(digits):
     assert given.budgets[0].limit > 3 * own.budgets[0].limit
 
 
+def test_warm_up_teaches_the_proxy_s_classes_first_and_is_counted(digits):
+    cold, warm = problem(digits), problem(digits, warmup_epochs=3)
+    for given in (cold, warm):
+        load_method("seam").preferences(given)
+    assert warm.history[0]["ce"] < 0.5 * cold.history[0]["ce"]
+    assert len(warm.history) == len(cold.history)
+    assert (warm.meter.images, warm.meter.epochs) == (4 * cold.meter.images, 4)
+
+
 def test_margin_weight_zero_is_another_search(digits):
     with_margin, without = problem(digits), problem(digits, margin_weight=0.0)
     assert not np.array_equal(load_method("seam").preferences(with_margin), load_method("seam").preferences(without))
