@@ -42,7 +42,7 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
 
 
 def loader_workers(device: torch.device) -> int:
-    """Processes that read image files: the job's threads beside a GPU; none on the CPU, whose cores the network needs."""
+    """Processes that read image files: as many as threads beside a GPU; none on a CPU, which the network needs."""
     return torch.get_num_threads() if device.type == "cuda" else 0
 
 
