@@ -8,6 +8,7 @@ greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -34,7 +35,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
 
     from seam.cost import parse_budget
     from seam.margin import MarginLoss
-    from seam.models import build, find_layers
+    from seam.models import build, capture_features, find_layers
     from seam.params import Finetune, Model, SearchSettings
     from seam.policy import policy_bits
     from seam.quant.apply import calibrate, quantize
@@ -43,6 +44,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     from seam.search.seam import parameter_groups
     from seam.training import training_groups
 
+    stack = contextlib.ExitStack()  # the hook stays for as long as this process
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     name, options, channels, size, batch = CASES[case]
@@ -61,14 +63,12 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
         budget = parse_budget("w3a3", layers, settings.bits)
         table = torch.tensor(budget.table / budget.limit, dtype=torch.float32)
         margin = MarginLoss(10, model.get_classifier().in_features)
-        kept: list = []
-        model.get_classifier().register_forward_pre_hook(lambda _, args: kept.append(args[0].flatten(1)), prepend=True)
+        features = stack.enter_context(capture_features(model))
         groups = parameter_groups(net, settings)
 
         def loss():
-            kept.clear()
             cross_entropy = F.cross_entropy(net(x), y)
-            return cross_entropy + margin(kept[-1], y) + 2 * net.expected(table).log().square()
+            return cross_entropy + margin(features[-1], y) + 2 * net.expected(table).log().square()
 
     else:
         if kind == "qat":

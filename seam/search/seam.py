@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from seam.margin import MarginLoss
+from seam.models import capture_features
 from seam.params import SearchSettings
 from seam.quant.mixture import Mixture
 from seam.search.problem import Problem
@@ -47,37 +48,34 @@ def preferences(problem: Problem) -> np.ndarray:
         net.calibrate([next(iter(first))])
         margin = MarginLoss(len(images.classes), problem.model.get_classifier().in_features).to(device)
         table = torch.tensor(budget.table / budget.limit, dtype=torch.float32, device=device)
-    features: list[torch.Tensor] = []
-    problem.model.get_classifier().register_forward_pre_hook(
-        lambda _, args: features.__setitem__(slice(None), [args[0].flatten(1)]), prepend=True
-    )
 
     def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         net.temperature = settings.temperature**done
-        cross_entropy = F.cross_entropy(net(x), y)
+        ce = F.cross_entropy(net(x), y)
         margin_loss = margin(features[-1], y)
         spent = net.expected(table)
-        total = cross_entropy + settings.budget_weight * spent.log().square()
+        total = ce + settings.budget_weight * spent.log().square()
         if settings.margin_weight:
             total = total + settings.margin_weight * margin_loss
-        logs = {"ce": cross_entropy, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
+        logs = {"ce": ce, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
         return total, logs
 
-    problem.history += fit(
-        module=torch.nn.ModuleList([net, margin]),
-        loss=loss,
-        images=images,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        augment=settings.augment,
-        groups=parameter_groups(net, settings),
-        seed=problem.seed,
-        device=device,
-        meter=problem.meter,
-        resume=problem.resume,
-        live=problem.live,
-        label="search",
-    )
+    with capture_features(problem.model) as features:
+        problem.history += fit(
+            module=torch.nn.ModuleList([net, margin]),
+            loss=loss,
+            images=images,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            augment=settings.augment,
+            groups=parameter_groups(net, settings),
+            seed=problem.seed,
+            device=device,
+            meter=problem.meter,
+            resume=problem.resume,
+            live=problem.live,
+            label="search",
+        )
     net.temperature = settings.temperature
     net.refresh()
     problem.report["logit_entropy"] = round(net.entropy().item(), 4)
