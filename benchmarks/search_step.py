@@ -39,7 +39,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     from seam.params import Finetune, Model, SearchSettings
     from seam.policy import policy_bits
     from seam.quant.apply import calibrate, quantize
-    from seam.quant.functional import use_kernels
+    from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
     from seam.search.seam import parameter_groups
     from seam.training import training_groups

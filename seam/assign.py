@@ -21,12 +21,14 @@ def assign(
     budgets: Sequence[Budget],
     spend: float = 0.97,
     allowed: np.ndarray | None = None,
+    groups: Sequence[str] | None = None,
 ) -> list[tuple[int, int]]:
     """Choose (weight bits, activation bits) for each layer: the greatest sum of preferences within all budgets.
 
-    Solves  max sum_lwa P_lwa x_lwa  s.t.  sum_wa x_lwa = 1,  sum C_lwa x_lwa <= limit,  x binary  (HiGHS, exact).
-    The first budget is also spent to at least the share `spend` where some policy does so; where none does, the
-    programme is solved without that floor. Ties go to the layer whose name comes first.
+    Solves  max sum_lwa P_lwa x_lwa  s.t.  sum_wa x_lwa = 1,  sum C_lwa x_lwa <= limit,  x binary  (HiGHS, exact),
+    and  sum_w x_lwa = sum_w x_kwa  for all a where layers l and k are of one group (`seam.groups`). The first budget is
+    also spent to at least the share `spend` where some policy does so; where none does, the programme is solved without
+    that floor. Ties go to the layer whose name comes first. To trace a curve, call it with one budget after another.
 
     Args:
         preferences: [L, B, B], higher is better.
@@ -34,6 +36,8 @@ def assign(
         bits: the B candidate bit-widths, ascending.
         budgets: limits with tables [L, B, B].
         allowed: optional [L, B, B] mask of permitted choices.
+        groups: group of each of the L layers; those of one group get the same activation bits. None: as the budgets
+            say.
 
     Raises: SeamError if no policy meets all budgets.
     """
@@ -41,28 +45,21 @@ def assign(
     spread = float(np.ptp(preferences)) or 1.0
     gain = np.round((preferences - preferences.min()) / spread / _RESOLUTION) * _RESOLUTION
     gain = gain.reshape(count, width) + _tie_break(names, bits)
-    one_each = csr_array(
-        coo_array((np.ones(count * width), (np.repeat(np.arange(count), width), np.arange(count * width))))
-    )
     upper = np.ones(count * width) if allowed is None else allowed.reshape(-1).astype(float)
-    # Least costs are subtracted and limits scaled to 1, so that the solver's absolute tolerance means the same for all.
-    rows = [budget.table.reshape(1, -1) / budget.limit for budget in budgets]
+    if groups is None:
+        groups = next((budget.groups for budget in budgets if budget.groups), names)
+    structure = _structure(groups, len(bits))
+    rows = [_row(budget) for budget in budgets]
 
     def solve(floor: float) -> np.ndarray | None:
-        constraints = [LinearConstraint(one_each, 1, 1)]
-        for i, row in enumerate(rows):
-            constraints.append(LinearConstraint(row, floor if i == 0 else -np.inf, 1 + 1e-10))
-        result = milp(
-            -_SCALE * gain.reshape(-1),
-            integrality=np.ones(count * width),
-            bounds=Bounds(0, upper),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0, "time_limit": 120},
-        )
-        return None if result.x is None else result.x.reshape(count, width).argmax(1)
+        limits = [
+            LinearConstraint(row, floor - used if i == 0 else -np.inf, 1 - used + 1e-10)
+            for i, (row, used) in enumerate(rows)
+        ]
+        return _solve(-_SCALE * gain.reshape(-1), upper, [*structure, *limits], count)
 
     chosen = None
-    if rows and rows[0].reshape(count, width).max(1).sum() >= spend:
+    if budgets and budgets[0].reach()[1] >= spend * budgets[0].limit:
         chosen = solve(spend)
     if chosen is None:
         chosen = solve(-np.inf)
@@ -75,6 +72,68 @@ def assign(
         if spent > budget.limit * (1 + 1e-9):
             raise AssertionError(f"the solver's policy costs {spent}, over the budget of {budget.limit}")
     return assigned
+
+
+def check_together(budgets: Sequence[Budget], names: Sequence[str]) -> None:
+    """Raise SeamError unless some policy meets all budgets, naming the first that its predecessors rule out.
+
+    Args:
+        names: of the L searchable layers.
+    """
+    count, width = budgets[0].table.shape[0], budgets[0].table[0].size
+    structure = _structure(budgets[0].groups or names, len(budgets[0].bits))
+    for i, budget in enumerate(budgets[1:], start=1):
+        limits = []
+        for earlier in budgets[:i]:
+            row, used = _row(earlier)
+            limits.append(LinearConstraint(row, -np.inf, 1 - used + 1e-10))
+        row, used = _row(budget)
+        chosen = _solve(row.reshape(-1), np.ones(count * width), [*structure, *limits], count)
+        least = row.reshape(count, width)[np.arange(count), chosen].sum() + used
+        if least > 1 + 1e-9:
+            unit = budget.UNITS[budget.kind]
+            within = ", ".join(earlier.spec for earlier in budgets[:i])
+            raise SeamError(
+                f"no policy meets all of: {', '.join(b.spec for b in budgets)}; within {within} the reachable range "
+                f"starts at {least * budget.limit:.6g} {unit}, over {budget.spec}"
+            )
+
+
+def _row(budget: Budget) -> tuple[np.ndarray, float]:
+    """[1, L*B*B] share of the limit that each choice costs, and the share that locked layers cost.
+
+    In shares, the solver's absolute tolerance means the same for all budgets.
+    """
+    return budget.table.reshape(1, -1) / budget.limit, budget.base / budget.limit
+
+
+def _structure(groups: Sequence[str], width: int) -> list[LinearConstraint]:
+    """One choice a layer, and equal activation bits within a group; over variables [L, width, width]."""
+    index = np.arange(len(groups) * width**2).reshape(len(groups), width, width)
+    each = coo_array((np.ones(index.size), (np.repeat(np.arange(len(groups)), width**2), index.reshape(-1))))
+    constraints = [LinearConstraint(csr_array(each), 1, 1)]
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(name, i), i) for i, name in enumerate(groups)]
+    ties = [(one, other, a) for one, other in pairs if one != other for a in range(width)]
+    if ties:
+        columns = np.concatenate([np.concatenate([index[one, :, a], index[other, :, a]]) for one, other, a in ties])
+        signs = np.tile(np.repeat([1.0, -1.0], width), len(ties))
+        places = np.repeat(np.arange(len(ties)), 2 * width)
+        matrix = csr_array(coo_array((signs, (places, columns)), shape=(len(ties), index.size)))
+        constraints.append(LinearConstraint(matrix, 0, 0))
+    return constraints
+
+
+def _solve(costs: np.ndarray, upper: np.ndarray, constraints: list, count: int) -> np.ndarray | None:
+    """[L] index of each layer's choice at least cost, None where the programme has no solution."""
+    result = milp(
+        costs,
+        integrality=np.ones(len(costs)),
+        bounds=Bounds(0, upper),
+        constraints=constraints,
+        options={"mip_rel_gap": 0.0, "time_limit": 120},
+    )
+    return None if result.x is None else result.x.reshape(count, -1).argmax(1)
 
 
 def _tie_break(names: Sequence[str], bits: Sequence[int]) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from seam import cli_tool
+
 app = typer.Typer(
     name="seam",
     help="Mixed-precision quantization policies searched on a small proxy dataset (SEAM).",
@@ -13,6 +15,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# `search`, `finetune` and `evaluate` are both stages of the pipeline (with --params) and tools (without).
+stages = typer.Typer(name="seam", add_completion=False, pretty_exceptions_enable=False)
+tools = (cli_tool.search, cli_tool.finetune, cli_tool.evaluate, cli_tool.export)
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="Parameter file.", show_default=True)]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
@@ -59,9 +65,9 @@ def _job(model: str, search: str, budget: str, seed: int):
 def fetch(out: Out, params: ParamsFile = Default) -> None:
     """Get the target dataset and write its manifest."""
     loaded = _load(params, "fetch")
-    from seam import stages
+    from seam import stages as work
 
-    stages.fetch(loaded, out)
+    work.fetch(loaded, out)
 
 
 @app.command()
@@ -73,21 +79,21 @@ def pretrain(
 ) -> None:
     """Train the full-precision model on the target, or take its given weights."""
     loaded = _load(params, "pretrain", model)
-    from seam import stages
+    from seam import stages as work
 
-    stages.pretrain(loaded, model, data, out)
+    work.pretrain(loaded, model, data, out)
 
 
 @app.command()
 def sample(model: Model, search: Search, weights: Weights, out: Out, params: ParamsFile = Default) -> None:
     """Choose the images that a search sees: its proxy."""
     loaded = _load(params, "sample", model, search)
-    from seam import stages
+    from seam import stages as work
 
-    stages.sample(loaded, model, search, weights, out)
+    work.sample(loaded, model, search, weights, out)
 
 
-@app.command()
+@stages.command()
 def search(
     model: Model,
     search: Search,
@@ -100,12 +106,12 @@ def search(
 ) -> None:
     """Search a policy within the budget."""
     loaded = _load(params, "search", model, search, budget)
-    from seam import stages
+    from seam import stages as work
 
-    stages.search(loaded, _job(model, search, budget, seed), weights, proxy, out)
+    work.search(loaded, _job(model, search, budget, seed), weights, proxy, out)
 
 
-@app.command()
+@stages.command()
 def finetune(
     model: Model,
     search: Search,
@@ -118,12 +124,12 @@ def finetune(
 ) -> None:
     """Finetune the quantized model under a policy (quantization-aware training)."""
     loaded = _load(params, "finetune", model, search, budget)
-    from seam import stages
+    from seam import stages as work
 
-    stages.finetune(loaded, _job(model, search, budget, seed), weights, policy, out)
+    work.finetune(loaded, _job(model, search, budget, seed), weights, policy, out)
 
 
-@app.command()
+@stages.command()
 def evaluate(
     model: Model,
     search: Search,
@@ -137,9 +143,9 @@ def evaluate(
 ) -> None:
     """Measure the policy on the target's test images, before and after finetuning."""
     loaded = _load(params, "evaluate", model, search, budget)
-    from seam import stages
+    from seam import stages as work
 
-    stages.evaluate(loaded, _job(model, search, budget, seed), weights, policy, finetuned, out)
+    work.evaluate(loaded, _job(model, search, budget, seed), weights, policy, finetuned, out)
 
 
 @app.command()
@@ -186,12 +192,62 @@ def verify(params: ParamsFile = Default) -> None:
         raise typer.Exit(1)
 
 
+for command in tools:
+    app.command()(command)
+
+
+@app.command()
+def show(
+    policy: Annotated[Path, typer.Argument(help="Policy file (policy.json).")],
+    figure: Annotated[Path | None, typer.Option(help="Also draw the bit chart: a .png or .svg file.")] = None,
+) -> None:
+    """Print a policy: its layers' bits and costs, its budget, and where it comes from."""
+    from seam import show
+    from seam.policy import read_policy
+
+    content = read_policy(policy)
+    if figure is not None:
+        from seam.report.policy_chart import draw_policy
+
+        draw_policy(content, figure)
+    show.show(content, show.terminal())
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="Policy file.")],
+    second: Annotated[Path, typer.Argument(help="Policy file to compare it with.")],
+) -> None:
+    """Compare two policies layer by layer; exit code 0 if their bits are equal, 1 if not, 2 on errors."""
+    from seam import show
+    from seam.policy import read_policy
+
+    policies = [read_policy(path) for path in (first, second)]
+    if not show.diff(policies, [str(first), str(second)], show.terminal()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    policy: Annotated[Path, typer.Argument(help="Policy file (policy.json).")],
+    to: Annotated[str, typer.Option(help="Format: csv or torchao.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+) -> None:
+    """Write a policy for other tools: as CSV, or as torchao's FqnToConfig (JSON)."""
+    from seam.convert import convert as write
+    from seam.policy import read_policy
+
+    write(read_policy(policy), to, out)
+
+
 def main() -> None:
     """Run the command line; a SeamError becomes one message on stderr and exit code 2."""
     from seam.errors import SeamError
 
+    names = {command.callback.__name__ for command in stages.registered_commands}
+    staged = sys.argv[1:2] and sys.argv[1] in names and any(a.split("=")[0] == "--params" for a in sys.argv[2:])
     try:
-        app()
+        (stages if staged else app)()
     except SeamError as error:
         print(f"seam: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,7 @@
 """timm models: building them, their weights, and the layers that can be quantized."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,17 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from seam.errors import SeamError, unknown
+from seam.groups import Readers, layer_input, run_once, settle, watch, weight_parameter
 from seam.io import load_tensors
 from seam.params import Model
 
+FIXED_BITS = (8, 8)  # weight and activation bits of the first and the last layer, the usual convention
+FLOAT_BITS = (32, 32)  # of a layer that stays in full precision
+
 
 class Layer(NamedTuple):
-    """A layer with weights: name, multiply-accumulates of one image, weight count, and whether it stays at 8/8."""
+    """A layer with weights.
+
+    Attributes:
+        macs: multiply-accumulates of one image.
+        params: weight count.
+        fixed: its bits are not searched: the first and last layer, and those that the user locked or excluded.
+        group: name of its group, the layers that read the same tensor and share its activation bits ("": alone).
+        bits: (weight, activation) bits of a fixed layer; None means 8/8. (32, 32) means not quantized.
+        counted: for a fixed layer, whether its cost is part of the budget (locked) or apart (ends, excluded).
+        functional: a parent applies its weight (`F.linear(x, self.qkv.weight)`) instead of calling the layer.
+    """
 
     name: str
     macs: int
     params: int
     fixed: bool
+    group: str = ""
+    bits: tuple[int, int] | None = None
+    counted: bool = False
+    functional: bool = False
+
+    @property
+    def fixed_bits(self) -> tuple[int, int]:
+        """(weight, activation) bits of a fixed layer."""
+        return self.bits or FIXED_BITS
 
 
 def build(spec: Model, num_classes: int, in_chans: int) -> nn.Module:
@@ -34,7 +57,7 @@ def build(spec: Model, num_classes: int, in_chans: int) -> nn.Module:
         model = timm.create_model(
             spec.name, pretrained=spec.pretrained, num_classes=num_classes, in_chans=in_chans, **spec.kwargs
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
         raise SeamError(f"models: timm refuses to build {spec.name} with {spec.kwargs}: {error}") from None
     except OSError as error:
         raise SeamError(
@@ -78,44 +101,91 @@ def input_size(channels: int, image_size: Iterable[int] | int) -> tuple[int, int
     return channels, height, width
 
 
+def default_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) that timm states for the model; 3x224x224 where it states none."""
+    return tuple(getattr(model, "pretrained_cfg", {}).get("input_size") or (3, 224, 224))
+
+
 def find_layers(model: nn.Module, size: tuple[int, int, int]) -> list[Layer]:
-    """Convolutions and linear layers in order of execution, with their MACs for an input of `size` (C, H, W).
+    """Convolutions and linear layers (with their subclasses) in order of execution, for an input of `size` (C, H, W).
 
-    The first and the last one executed are fixed at 8/8, the usual convention. Layers that the forward pass never
-    calls, or whose weight another layer owns, are left out.
+    The first one executed and the classifier are fixed at 8/8, the usual convention. A layer whose weight a parent
+    applies itself (BEiT's qkv) counts as a layer. `seam.groups` says how layers are grouped.
+
+    Layers that the forward pass never uses are left out. So is what is neither nn.Conv2d nor nn.Linear (recurrent
+    cells, 1-D, 3-D and transposed convolutions, nn.MultiheadAttention, bare parameters) or has a weight made of several
+    parameters (weight_norm): it stays in full precision.
+
+    Raises SeamError if the model cannot run on this size, or if two of its layers share one weight.
     """
+    modules = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     macs: dict[str, int] = {}
-    weights: dict[int, str] = {}
-    hooks = []
+    functional: set[str] = set()
+    readers = Readers()
 
-    def count(name: str) -> Callable:
-        def hook(module: nn.Module, _: object, output: Tensor) -> None:
-            positions = output.numel() // (
-                module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
-            )
-            macs[name] = macs.get(name, 0) + positions * module.weight.numel()
+    def count(name: str, output: Tensor, by_parent: bool) -> None:
+        weight = weight_parameter(modules[name])
+        macs[name] = macs.get(name, 0) + output.numel() // weight.shape[0] * weight.numel()
+        if by_parent:
+            functional.add(name)
 
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and weights.setdefault(id(module.weight), name) == name:
-            hooks.append(module.register_forward_hook(count(name)))
-    training = model.training
+    usable = [name for name, m in modules.items() if weight_parameter(m) is not None]
     try:
-        model.eval()
-        with torch.no_grad():
-            device = next(model.parameters()).device
-            model(torch.zeros(1, *size, device=device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise SeamError(f"the model cannot run on an input of {size} (channels, height, width): {error}") from None
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+        with watch(model, usable, readers.read, count):
+            run_once(model, size)
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+        raise SeamError(
+            f"the model cannot run on an input of {size} (channels, height, width): {error or type(error).__name__}; "
+            f"its default size is {default_input_size(model)}"
+        ) from None
+    if not macs:
+        raise SeamError("the model has no convolution or linear layer")
+    owners: dict[int, str] = {}
+    for name in macs:
+        owner = owners.setdefault(id(weight_parameter(modules[name])), name)
+        if owner != name:
+            raise SeamError(f"layers {owner} and {name} share one weight; such models are not supported")
+    names, groups = list(macs), readers.groups()
+    ends = {names[0], *(_classifier_layers(model, names) or names[-1:])}
+    return settle(
+        Layer(n, macs[n], weight_parameter(modules[n]).numel(), n in ends, groups[n], functional=n in functional)
+        for n in names
+    )
+
+
+def _classifiers(model: nn.Module) -> list[nn.Module]:
+    """What timm calls the model's classifier: one module, or several (a head for distillation beside the first)."""
+    found = model.get_classifier() if hasattr(model, "get_classifier") else None
+    found = found if isinstance(found, list | tuple | nn.ModuleList) else [found]
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+def _classifier_layers(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Of the layers `names`, in order of execution, the last one inside each of the model's classifiers."""
     modules = dict(model.named_modules())
-    names = list(macs)
-    ends = {names[0], names[-1]}
-    return [Layer(n, macs[n], modules[n].weight.numel(), n in ends) for n in names]
+    ends = []
+    for module in _classifiers(model):
+        inside = {id(m) for m in module.modules()}
+        ends += [name for name in names if id(modules[name]) in inside][-1:]
+    return ends
+
+
+def classifier_layer(model: nn.Module) -> nn.Module:
+    """The layer that makes class scores from pre-logits: the last convolution or linear layer of timm's classifier.
+
+    Raises SeamError if the model has none (built for 0 classes).
+    """
+    for classifier in _classifiers(model):
+        layers = [m for m in classifier.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        if layers:
+            return layers[-1]
+    raise SeamError("the model has no classifier: build it for at least one class")
+
+
+def feature_count(model: nn.Module) -> int:
+    """F, the width of the pre-logits [N, F] that `capture_features` takes."""
+    layer = classifier_layer(model)
+    return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
 
 
 def total_macs(model: nn.Module, size: tuple[int, int, int]) -> int:
@@ -125,15 +195,20 @@ def total_macs(model: nn.Module, size: tuple[int, int, int]) -> int:
 
 @contextmanager
 def capture_features(model: nn.Module):
-    """Within the context, `features[-1]` is the last forward's pre-logits [N, F]: the input of the classifier."""
-    features: list[Tensor] = []
-    classifier = model.get_classifier()
+    """Within the context, `features[-1]` is the last forward's pre-logits [N, F]: the input of the classifier.
 
-    def keep(_: nn.Module, args: tuple) -> None:
-        features[:] = [args[0].flatten(1)]
+    Where the classifier scores positions (a map [N, F, H, W] or tokens [N, T, F]), their mean is taken.
+    """
+    features: list[Tensor] = []
+    layer = classifier_layer(model)
+
+    def keep(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = layer_input(args, kwargs)
+        x = x.flatten(2).mean(2) if isinstance(layer, nn.Conv2d) else x.flatten(1, -2).mean(1) if x.dim() > 2 else x
+        features[:] = [x]
 
     # First among the pre-hooks: the features before the classifier's input quantizer.
-    hook = classifier.register_forward_pre_hook(keep, prepend=True)
+    hook = layer.register_forward_pre_hook(keep, prepend=True, with_kwargs=True)
     try:
         yield features
     finally:

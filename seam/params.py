@@ -56,6 +56,9 @@ class Model(_Frozen):
     weights: str | None = None  # a .safetensors file instead of pretraining
     pretrained: bool = False  # start from timm's own weights
     small_stem: bool = False  # a ResNet's stem for images of about 32x32
+    lock: tuple[str, ...] = ()  # bits of layers by pattern, 'layer1.*=8/8'
+    exclude: tuple[str, ...] = ()  # layers that stay in full precision, by pattern
+    latency: str | None = None  # CSV (layer,w,a,ms), for budgets in ms
 
 
 class Proxy(_Frozen):

@@ -10,7 +10,6 @@ from seam.params import Params
 
 # From the first to the last step of one policy; see `priority`.
 STEPS = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate")
-SMALL_MACHINE = 4  # cores
 
 
 def slots(threads: int, given: int | None) -> int:
@@ -26,11 +25,8 @@ def slots(threads: int, given: int | None) -> int:
 
 
 def search_slots(params: Params, search: str, given: int | None) -> int:
-    """`slots` of a search. Searches are timed, so on a small machine nothing runs beside one that sees data."""
-    if params.proxy(search) is None:
-        return slots(1, given)
-    cores, threads = available_cores(), params.settings(search).threads
-    return slots(max(cores, threads) if given is not None and cores <= SMALL_MACHINE else threads, given)
+    """`slots` of a search: one that sees no data needs no more than one thread."""
+    return slots(1 if params.proxy(search) is None else params.settings(search).threads, given)
 
 
 def priority(params: Params, stage: str, job: Mapping[str, str]) -> int:

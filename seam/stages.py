@@ -23,9 +23,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     import torch
 
     from seam import training
-    from seam.cost import parse_budget
     from seam.evaluate import evaluate as measure
-    from seam.models import find_layers
     from seam.runtime import Meter, set_up
 
     settings, spec = params.pretrain, params.model(model)
@@ -36,10 +34,10 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     with meter.part("setup"):
         train, test = _target(params, "train", settings.images, settings.seed), _target(params, "test")
         network, size = _network(params, model)
-        layers = find_layers(network, size)
+        layers = _layers(params, model, network, size)
         for budget in params.grid.budgets:  # refused now, not after the training
             for search in params.grid.searches:
-                parse_budget(params.budget(budget), layers, params.settings(search).bits)
+                _budgets(params, model, budget, layers, params.settings(search).bits)
         network = network.to(device, memory_format=torch.channels_last)
         meter.macs_per_image = sum(layer.macs for layer in layers)
     history: list[dict[str, Any]] = []
@@ -96,24 +94,26 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     import torch
 
     from seam.assign import assign
-    from seam.cost import parse_budget
-    from seam.models import find_layers, input_size, replace_head, total_macs
+    from seam.models import input_size, replace_head, total_macs
     from seam.policy import make_policy
-    from seam.quant.functional import use_kernels
+    from seam.quant.kernels import use_kernels
     from seam.runtime import Meter, set_up
     from seam.search import load_method
     from seam.search.problem import Problem
     from seam.tracking import live
 
-    provenance.check_inputs(params, [weights, proxy], job)
+    inputs = [weights, proxy]
+    provenance.check_inputs(params, inputs, job)
+    if table := params.model(job.model).latency:
+        inputs.append(Path(table))
     settings = params.settings(job.search)
     device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
     method = load_method(params.method(job.search))
     with meter.part("setup"):
         network, size = _network(params, job.model, weights)
-        layers = find_layers(network, size)
-        budget = parse_budget(params.budget(job.budget), layers, settings.bits)
+        layers = _layers(params, job.model, network, size)
+        budgets = _budgets(params, job.model, job.budget, layers, settings.bits)
         about = io.read_json(proxy)
         images = _proxy_images(params, job.search, about, channels=size[0])
         if images is not None:
@@ -123,18 +123,19 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         network = network.to(device, memory_format=torch.channels_last)
     if images is not None:
         with meter.part("compile"):
-            meter.kernels, _ = use_kernels(settings.kernels, (1, len(settings.bits)))
-    resume = _resume_file(params, "search", job._asdict(), [weights, proxy])
+            meter.kernels, _ = use_kernels(settings.kernels, (1, len(settings.bits)), device)
+    resume = _resume_file(params, "search", job._asdict(), inputs)
     with live(params, job, "search") as log:
-        problem = Problem(network, layers, images, [budget], settings, job.seed, device, meter, resume, live=log.log)
-        table = method.preferences(problem)
+        problem = Problem(network, layers, images, budgets, settings, job.seed, device, meter, resume, live=log.log)
+        preferences = method.preferences(problem)
     with meter.part("solve"):
         spend = getattr(method, "SPEND", settings.spend)
-        assigned = assign(table, problem.names, settings.bits, problem.budgets, spend)
+        assigned = assign(preferences, problem.names, settings.bits, budgets, spend, groups=problem.groups)
+    cost = meter.cost(**{"logit_entropy": None, **problem.report})
     policy = make_policy(
         layers,
         assigned,
-        budget,
+        budgets[0],
         {
             "alias": job.model,
             "name": params.model(job.model).name,
@@ -145,13 +146,16 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         method=params.method(job.search),
         search=job.search,
         seed=job.seed,
-        proxy={k: about[k] for k in ("dataset", "count", "image_size")} if about["count"] else None,
+        more_budgets=budgets[1:],
+        proxy=about,
+        cost=cost,
+        versions=True,
     )
     io.write_json(out / "policy.json", policy)
     io.write_csv(out / "history.csv", problem.history, SEARCH_COLUMNS)
-    io.write_json(out / "cost.json", meter.cost(**{"logit_entropy": None, **problem.report}))
+    io.write_json(out / "cost.json", cost)
     outputs = [out / n for n in ("policy.json", "cost.json", "history.csv")]
-    provenance.record(params, "search", job._asdict(), [weights, proxy], outputs)
+    provenance.record(params, "search", job._asdict(), inputs, outputs)
     _forget(resume)
     print(f"search: {job.name}, {policy['budget']['share']:.3f} of the budget, {meter.seconds():.1f} s")
 
@@ -159,7 +163,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
 def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -> None:
     """Quantization-aware training of the target model under a policy: model.safetensors."""
     from seam import training
-    from seam.quant.functional import use_kernels
+    from seam.quant.kernels import use_kernels
     from seam.runtime import Meter, set_up
     from seam.tracking import live
 
@@ -168,10 +172,11 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
     with meter.part("compile"):
-        meter.kernels, _ = use_kernels(settings.kernels)
+        meter.kernels, _ = use_kernels(settings.kernels, device=device)
     with meter.part("setup"):
         train = _target(params, "train", settings.images, settings.seed)
-        network, meter.macs_per_image = _quantized(params, job, weights, policy, train, device)
+        network, layers, _ = _quantized(params, job, weights, policy, train, device)
+        meter.macs_per_image = sum(layer.macs for layer in layers)
     resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
     with live(params, job, "finetune") as log:
         history = training.fit(
@@ -201,28 +206,28 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
     """Measure a policy on the target's test set, calibrated only and after finetuning: metrics.json."""
     from seam.evaluate import evaluate as measure
-    from seam.quant.functional import use_kernels
+    from seam.policy import totals
+    from seam.quant.kernels import use_kernels
     from seam.runtime import set_up
 
     inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
     provenance.check_inputs(params, inputs, job)
     device = set_up(params.device, params.evaluate.threads, job.seed)
-    use_kernels(params.finetune.kernels)
+    use_kernels(params.finetune.kernels, device=device)
     train = _target(params, "train", params.finetune.images, params.finetune.seed)
     test = _target(params, "test")
-    network, _ = _quantized(params, job, weights, policy, train, device)
+    network, layers, bits = _quantized(params, job, weights, policy, train, device)
     calibrated = measure(network, test, params.evaluate.batch_size, device)
     network.load_state_dict(io.load_tensors(finetuned))
     tuned = measure(network, test, params.evaluate.batch_size, device)
     full = io.read_json(weights.with_name("metrics.json"))
-    about = io.read_json(policy)
     keys = ("top1", "top5", "class_margin")
     metrics = {
         **tuned,
         **{f"calibrated_{k}": calibrated[k] for k in keys},
         **{f"fp_{k}": full[k] for k in keys},
-        **{k: about["totals"][k] for k in ("bitops_g", "bitops_g_fixed", "size_mb")},
-        "budget_share": about["budget"]["share"],
+        **{k: v for k, v in totals(layers, bits).items() if k in ("bitops_g", "bitops_g_fixed", "size_mb")},
+        "budget_share": io.read_json(policy).get("budget", {}).get("share"),
         "images": len(test),
     }
     io.write_json(out / "metrics.json", metrics)
@@ -236,9 +241,9 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
 
 def _manifest(params: Params) -> dict[str, Any]:
     """The target's manifest."""
-    from seam.data.fetch import fetch as fetch_dataset
+    from seam.data.fetch import described
 
-    return fetch_dataset(params.target.dataset, params.data_root, params.target.path)
+    return described(params.target.dataset, params.data_root, params.target.path)
 
 
 def _target(params: Params, split: str, count: int | None = None, seed: int = 0) -> Any:
@@ -276,20 +281,40 @@ def _network(params: Params, model: str, weights: Path | None = None) -> tuple[A
     return network, size
 
 
-def _quantized(params: Params, job: Job, weights: Path, policy: Path, train: Any, device: Any) -> tuple[Any, int]:
-    """The target's model under a policy, calibrated on its first finetuning images; and its MACs an image."""
+def _quantized(
+    params: Params, job: Job, weights: Path, policy: Path, train: Any, device: Any
+) -> tuple[Any, Any, dict[str, tuple[int, int]]]:
+    """The target's model under a policy, calibrated on its first finetuning images; its layers and their bits."""
     import torch
 
-    from seam.models import find_layers
-    from seam.policy import load_policy
+    from seam.policy import load_policy, policy_layers
     from seam.quant.apply import calibrate, quantize
 
     network, size = _network(params, job.model, weights)
-    layers = find_layers(network, size)
-    network = quantize(network.to(device, memory_format=torch.channels_last), load_policy(policy, layers))
+    layers = _layers(params, job.model, network, size)
+    bits = load_policy(policy, layers)
+    layers = policy_layers(io.read_json(policy), layers)
+    network = quantize(network.to(device, memory_format=torch.channels_last), bits, layers)
     batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=params.finetune.seed, device=device)
     calibrate(network, [next(iter(batches))])
-    return network, sum(layer.macs for layer in layers)
+    return network, layers, bits
+
+
+def _layers(params: Params, model: str, network: Any, size: tuple[int, int, int]) -> Any:
+    """The model's layers, with the bits that its parameters lock and the layers that they exclude."""
+    from seam.locks import apply_locks
+    from seam.models import find_layers
+
+    spec = params.model(model)
+    return apply_locks(find_layers(network, size), spec.lock, spec.exclude)
+
+
+def _budgets(params: Params, model: str, budget: str, layers: Any, bits: Iterable[int]) -> list[Any]:
+    """The limits that a budget of the parameters stands for; refused when no policy meets them."""
+    from seam.cost import parse_budgets, read_latency
+
+    table = params.model(model).latency
+    return parse_budgets(params.budget(budget), layers, bits, read_latency(table, layers) if table else None)
 
 
 def _feature_model(params: Params, model: str, weights: Path) -> Any:

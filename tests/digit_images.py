@@ -11,3 +11,13 @@ def save(pixels, path, size=(8, 8), mode="L"):
         image = Image.merge("RGB", (image, turned, image.point(lambda v: v // 2)))
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
+
+
+def save_digits(folder, indices):
+    """scikit-learn's digits at these positions as RGB files of 32x32, one folder a class."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for i in indices:
+        pixels = (digits.images[i] * 15).astype("uint8")[..., None]
+        save(pixels, folder / str(digits.target[i]) / f"{i}.png", (32, 32), "RGB")

@@ -51,6 +51,56 @@ def test_never_over_budget_and_spends_it(spec):
     assert 0.97 - 1e-9 <= share <= 1 + 1e-9
 
 
+def best_of_all(preferences, budgets, bits, groups, floor):
+    """Value of the best policy by enumeration, None if there is none."""
+    pairs = list(itertools.product(range(len(bits)), repeat=2))
+    values = []
+    for choice in itertools.product(pairs, repeat=len(preferences)):
+        tied = {}
+        if any(tied.setdefault(group, a) != a for group, (_, a) in zip(groups, choice, strict=True)):
+            continue
+        costs = [b.base + sum(b.table[i, w, a] for i, (w, a) in enumerate(choice)) for b in budgets]
+        if all(cost <= b.limit * (1 + 1e-12) for cost, b in zip(costs, budgets, strict=True)):
+            value = sum(preferences[i, w, a] for i, (w, a) in enumerate(choice))
+            values.append((costs[0] >= floor * budgets[0].limit, value))
+    return max(values)[1] if values else None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_brute_force_with_ties_locks_and_two_budgets(seed):
+    rng = np.random.default_rng(seed)
+    bits = (2, 4, 6)
+    groups = [["a", "a", "b", "b"], ["a", "b", "a", "a"], ["a", "b", "c", "a"]][seed % 3]
+    some = [
+        Layer(name, int(m), int(p), False, group)
+        for name, m, p, group in zip("wxyz", rng.integers(100, 999, 4), rng.integers(10, 99, 4), groups, strict=True)
+    ]
+    some.append(Layer("lock", 300, 30, True, bits=(8, 3), counted=True))
+    if seed % 2:
+        budgets = [parse_budget("w4a5", some, bits), parse_budget("3.6 bits", some, bits)]
+    else:
+        budgets = [parse_budget("4 bits", some, bits), parse_budget("w4a3", some, bits)]
+    preferences = rng.normal(size=(4, 3, 3))
+    assigned = assign(preferences, list("wxyz"), bits, budgets, spend=0.9)
+    assert assigned == assign(preferences, list("wxyz"), bits, budgets, spend=0.9)
+    tied = {}
+    assert all(tied.setdefault(group, a) == a for group, (_, a) in zip(groups, assigned, strict=True))
+    index = {b: i for i, b in enumerate(bits)}
+    value = sum(preferences[i, index[w], index[a]] for i, (w, a) in enumerate(assigned))
+    assert value == pytest.approx(best_of_all(preferences, budgets, bits, groups, 0.9), abs=1e-4)
+    assert all(budget.cost(assigned) <= budget.limit for budget in budgets)
+
+
+def test_ties_change_the_choice():
+    preferences = np.zeros((2, 5, 5))
+    preferences[0, :, 4] = preferences[1, :, 0] = 1.0
+    some = layers([1000, 1000])
+    free = assign(preferences, ["a", "b"], BITS, [parse_budget("w6a6", some, BITS)], spend=0)
+    assert [a for _, a in free] == [6, 2]
+    tied = assign(preferences, ["a", "b"], BITS, [parse_budget("w6a6", some, BITS)], spend=0, groups=["g", "g"])
+    assert tied[0][1] == tied[1][1]
+
+
 def test_a_budget_that_cannot_be_spent_is_left_unspent():
     budget = parse_budget("100 GBitOPs", layers([1000, 1000]), BITS)
     share = budget.cost(assign(np.zeros((2, 5, 5)), ["a", "b"], BITS, [budget])) / budget.limit

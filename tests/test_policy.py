@@ -1,11 +1,31 @@
+"""The policy file: its schema, what a search writes, and what loading refuses."""
+
+import copy
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from seam.cost import parse_budget
 from seam.errors import SeamError
-from seam.models import Layer
-from seam.policy import load_policy, make_policy
+from seam.locks import apply_locks
+from seam.models import Layer, build, find_layers
+from seam.params import Model
+from seam.policy import (
+    entries,
+    file_totals,
+    load_policy,
+    make_policy,
+    policy_bits,
+    policy_layers,
+    read_policy,
+    stale_totals,
+    totals,
+)
+from seam.policy_schema import check_schema, schema
 
 BITS = (2, 3, 4)
 LAYERS = [
@@ -14,11 +34,42 @@ LAYERS = [
     Layer("b", 500, 40, False),
     Layer("fc", 30, 30, True),
 ]
+MODEL = {"alias": "mine", "name": "toy", "num_classes": 10, "in_chans": 1, "input_size": [1, 8, 8]}
+MINIMAL = {"schema": "seam-policy/1", "layers": {layer.name: {"w": 4, "a": 4} for layer in LAYERS}}
+PROXY = {
+    "dataset": "digits",
+    "count": 1797,
+    "image_size": [8, 8],
+    "sha256": "0" * 64,
+    "data_sha256": {"digits.csv": "1" * 64},
+    "indices": None,
+}
+COST = {"seconds": 1.5, "images": 640, "steps": 10, "image_macs": 640000, "device": "cpu"}
 
 
-def policy(assigned=((2, 3), (4, 2))):
-    budget = parse_budget("w4a4", LAYERS, BITS)
-    return make_policy(LAYERS, assigned, budget, {"name": "toy"}, method="seam", seed=0, proxy=None)
+def policy(assigned=((2, 3), (4, 2)), layers=LAYERS, **more):
+    budget = parse_budget("w4a4", layers, BITS)
+    return make_policy(layers, assigned, budget, MODEL, method="seam", search="digits", seed=0, **more)
+
+
+def write(tmp_path: Path, content) -> Path:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_schema_is_a_valid_one_and_describes_every_key():
+    Draft202012Validator.check_schema(schema())
+    assert schema()["$schema"].endswith("2020-12/schema") and schema()["$id"]
+
+    def undescribed(node, place):
+        for key, value in node.get("properties", {}).items():
+            if "description" not in value:
+                yield f"{place}.{key}"
+            yield from undescribed(value, f"{place}.{key}")
+
+    definitions = schema()["$defs"]
+    assert not [name for node in (schema(), *definitions.values()) for name in undescribed(node, "")]
 
 
 def test_totals_by_hand():
@@ -37,24 +88,192 @@ def test_budget_names_its_convention_and_share():
 
 
 def test_round_trip(tmp_path):
-    (tmp_path / "policy.json").write_text(json.dumps(policy()))
-    assert load_policy(tmp_path / "policy.json", LAYERS) == {"stem": (8, 8), "a": (2, 3), "b": (4, 2), "fc": (8, 8)}
+    path = write(tmp_path, policy())
+    assert load_policy(path, LAYERS) == {"stem": (8, 8), "a": (2, 3), "b": (4, 2), "fc": (8, 8)}
+
+
+def test_all_that_a_search_can_say_fits_the_schema_and_is_deterministic():
+    size = parse_budget("1 MB", LAYERS, BITS)
+    first, second = (
+        policy(more_budgets=[size], proxy=PROXY, cost={**COST, "seconds": s}, versions=True) for s in (1.5, 2.5)
+    )
+    assert json.dumps(first) == json.dumps(second)
+    check_schema(first, "policy")
+    assert first["more_budgets"][0]["unit"] == "MB"
+    assert first["more_budgets"][0]["spent"] == pytest.approx((20 * 2 + 40 * 4) / 8e6)
+    assert first["cost"] == {"images": 640, "steps": 10, "image_macs": 640000}
+    assert first["proxy"] == {key: value for key, value in PROXY.items() if key != "indices"}
+    assert set(first["software"]) == {"seam", "torch", "timm", "python"}
+
+
+def test_a_search_without_data_has_no_proxy():
+    assert policy()["proxy"] is None
+    assert policy(proxy={"dataset": None, "count": 0})["proxy"] is None
+
+
+def test_every_policy_of_the_pipeline_is_valid(smoke_results):
+    params, root = smoke_results
+    paths = sorted((root / params.results).glob("search/**/policy.json"))
+    assert paths
+    for path in paths:
+        content = read_policy(path)
+        assert stale_totals(content) == [] and file_totals(content) == content["totals"]
+
+
+def test_tied_locked_and_full_precision_layers(tmp_path):
+    found = [
+        Layer("stem", 100, 10, True),
+        *(Layer(name, 1000, 20, False, "a") for name in ("a", "b", "c", "d")),
+        Layer("fc", 30, 30, True),
+    ]
+    layers = apply_locks(found, lock=["b=3/4"], exclude=["c"])
+    content = policy(((2, 3), (4, 3)), layers)
+    check_schema(content, "policy")
+    entry = content["layers"]
+    assert entry["a"]["group"] == entry["d"]["group"] == "a" and not any("group" in entry[n] for n in ("b", "c", "fc"))
+    assert [name for name in entry if entry[name].get("locked")] == ["b"]
+    assert (entry["c"]["w"], entry["c"]["a"], entry["c"]["fixed"]) == (32, 32, True)
+    counted = (1000 * 6 + 1000 * 12 + 1000 * 12) / 1e9
+    assert content["totals"]["bitops_g"] == content["budget"]["spent"] == pytest.approx(counted)
+    assert content["totals"]["bitops_g_fixed"] == pytest.approx((130 * 64 + 1000 * 32 * 32) / 1e9)
+    assert file_totals(content) == content["totals"]
+
+    path = write(tmp_path, content)  # the model itself ties a to d and knows of no lock
+    bits = load_policy(path, found)
+    assert bits == policy_bits(layers, ((2, 3), (4, 3)))
+    assert [layer._replace(bits=layer.fixed_bits) for layer in policy_layers(content, found)] == [
+        layer._replace(bits=layer.fixed_bits) for layer in layers
+    ]
+    assert totals(policy_layers(content, found), bits) == content["totals"]
+
+    untied = copy.deepcopy(content)
+    untied["layers"]["d"]["a"] = 4
+    with pytest.raises(SeamError, match=r"layers a and d are tied \(group a\).* found 3 and 4"):
+        read_policy(write(tmp_path, untied))
+    for name in ("a", "d"):  # not even a file that does not know the group may break it
+        del untied["layers"][name]["group"]
+    del untied["totals"]
+    with pytest.raises(SeamError, match="layers a and d read the same tensor"):
+        load_policy(write(tmp_path, untied), found)
+
+
+def test_a_file_with_bits_alone_is_enough(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    assert load_policy(path, LAYERS, same_size=True) == {layer.name: (4, 4) for layer in LAYERS}
+    assert file_totals(MINIMAL) is None and stale_totals(MINIMAL) == []
+    assert [layer.fixed for layer in policy_layers(MINIMAL, LAYERS)] == [True, False, False, True]
+
+
+def test_files_of_earlier_searches_stay_valid(tmp_path):
+    """As `seam search` wrote them before keys such as cost, software and group came."""
+    content = policy()
+    content["proxy"] = {"dataset": "digits", "count": 1797, "image_size": [8, 8]}
+    for layer in content["layers"].values():
+        assert set(layer) == {"w", "a", "macs", "params", "fixed"}
+    assert set(content) == {
+        *("schema", "model", "budget", "method", "search", "seed", "proxy", "layers", "totals"),
+    }
+    assert load_policy(write(tmp_path, content), LAYERS)["a"] == (2, 3)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.update(schema="seam-policy/9"), "seam-policy/9"),
-        (lambda p: p["layers"].pop("a"), "lacks layers a"),
-        (lambda p: p["layers"].update(zzz={}), "surplus layers zzz"),
+        (lambda p: p.update(schema="seam-policy/9"), "found schema 'seam-policy/9', needs \"schema\": seam-policy/1"),
+        (lambda p: p.pop("schema"), "found schema None"),
+        (lambda p: p.update(schema=["seam-policy/1"]), "not a policy that this version of seam reads"),
+        (lambda p: p.pop("layers"), "lacks 'layers'"),
+        (lambda p: p.update(layers={}), "layers: .*non-empty"),
+        (lambda p: p.update(layers=["a"]), r"layers: must be an object, found \['a'\]"),
+        (lambda p: p.update(buget={}), "unknown key 'buget'; did you mean budget"),
+        (lambda p: p["budget"].update(unit="GB"), "budget: unit: must be one of GBitOPs, MB, bits, ms, found 'GB'"),
+        (lambda p: p.update(seed=-1), "seed: -1 is less than the minimum of 0"),
+        (lambda p: p.update(cost={"seconds": 3}), "cost: unknown key 'seconds'"),
+        (lambda p: p["layers"].pop("a"), "another model .toy, 10 classes.: lacks layers a"),
+        (lambda p: p["layers"].update(zzz={"w": 4, "a": 4}), "has surplus layers zzz"),
         (lambda p: p["layers"]["b"].update(params=41), "layer b has 41 weights, the model's has 40"),
-        (lambda p: p["layers"]["b"].update(w=9), "layer b: w must be 2 to 8 bits, found 9"),
-        (lambda p: p["layers"]["b"].update(a="4"), "layer b: a must be"),
+        (
+            lambda p: p["layers"]["b"].update(w=9),
+            "layer b: w: must be one of 2, .* 8, 32, found 9 .2 to 8 bits, or 32 for",
+        ),
+        (lambda p: p["layers"]["b"].update(a="4"), "layer b: a: must be one of 2, .* found '4'"),
+        (lambda p: p["layers"]["b"].update(w=True), "layer b: w: must be one of 2, .* found True"),
+        (lambda p: p["layers"]["b"].update(w=2.5), "layer b: w: must be one of 2, .* found 2.5"),
+        (lambda p: p["layers"]["b"].update(w=32), "layer b: 32 bits mean full precision.* found w 32, a 2"),
+        (lambda p: p["layers"]["b"].pop("w"), "layer b: lacks 'w'"),
+        (lambda p: p["layers"]["b"].update(weight=4), "layer b: unknown key 'weight'"),
+        (
+            lambda p: p["layers"]["b"].update(w=3),
+            "totals: bitops_g is 1e-05, but the layers give 9e-06.*delete the keys",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, change, message):
     content = policy()
     change(content)
-    (tmp_path / "policy.json").write_text(json.dumps(content))
-    with pytest.raises(SeamError, match=message):
-        load_policy(tmp_path / "policy.json", LAYERS)
+    path = write(tmp_path, content)
+    with pytest.raises(SeamError, match=message) as error:
+        load_policy(path, LAYERS)
+    assert str(path) in str(error.value)
+
+
+def test_all_problems_come_in_one_message(tmp_path):
+    content = policy()
+    del content["layers"]["a"]
+    content["layers"]["extra"] = {"w": 2, "a": 2}
+    content["layers"]["fc"]["params"] = 300
+    with pytest.raises(SeamError, match="lacks layers a; has surplus layers extra; layer fc has 300 weights"):
+        load_policy(write(tmp_path, content), LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "found a JSON list"), ("{", "not valid JSON"), (None, "no such file")],
+)
+def test_what_is_no_policy_is_named(tmp_path, text, message):
+    path = tmp_path / "policy.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SeamError, match=f"policy.json: .*{message}"):
+        read_policy(path)
+    with pytest.raises(SeamError, match="directory"):
+        read_policy(tmp_path)
+
+
+def test_macs_at_another_input_size_are_refused_only_if_asked(tmp_path):
+    network = build(Model(name="test_resnet"), 10, 1)
+    small, large = (find_layers(network, (1, side, side)) for side in (32, 64))
+    budget = parse_budget("w3a3", small, BITS)
+    content = make_policy(
+        small,
+        [(3, 3) for layer in small if not layer.fixed],
+        budget,
+        {"name": "test_resnet", "input_size": [1, 32, 32]},
+    )
+    path = write(tmp_path, content)
+    assert load_policy(path, large) == load_policy(path, small, same_size=True)
+    with pytest.raises(SeamError, match=r"another input size \(model.input_size is \[1, 32, 32\]\): layer"):
+        load_policy(path, large, same_size=True)
+
+
+def test_a_policy_for_other_classes_is_refused(tmp_path):
+    ten, five = (find_layers(build(Model(name="test_resnet"), classes, 1), (1, 32, 32)) for classes in (10, 5))
+    content = make_policy(
+        ten, [(3, 3) for layer in ten if not layer.fixed], parse_budget("w3a3", ten, BITS), {"name": "test_resnet"}
+    )
+    with pytest.raises(SeamError, match=f"layer {five[-1].name} has {ten[-1].params} weights, .* {five[-1].params}"):
+        load_policy(write(tmp_path, content), five)
+
+
+def test_whole_numbers_written_as_floats_become_integers(tmp_path):
+    content = copy.deepcopy(MINIMAL)
+    content["layers"]["a"] = {"w": 3.0, "a": 4.0}
+    bits = load_policy(write(tmp_path, content), LAYERS)["a"]
+    assert bits == (3, 4) and all(type(b) is int for b in bits)
+    assert entries(content)[1].w == 3
+
+
+@pytest.mark.parametrize("module", ["seam.policy", "seam.show", "seam.convert"])
+def test_looking_at_a_file_needs_no_torch(module):
+    code = f"import sys, {module}; print(*{{'torch', 'timm', 'matplotlib', 'scipy', 'jsonschema'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

@@ -7,7 +7,7 @@ from seam.evaluate import evaluate
 from seam.models import build
 from seam.params import Finetune, Model, Training
 from seam.quant.apply import calibrate, quantize
-from seam.quant.functional import use_kernels
+from seam.quant.kernels import use_kernels
 from seam.runtime import Meter
 
 CPU = torch.device("cpu")

@@ -56,6 +56,14 @@ def fetch(dataset: str, root: str | Path, path: str | Path | None = None) -> dic
         raise SeamError(f"{where}: {error.strerror or error}; is data_root a folder you can write to?") from None
 
 
+def described(dataset: str, root: str | Path, path: str | Path | None = None) -> dict:
+    """The manifest of an earlier fetch, not compared with the data (readers do that); `fetch` if there is none."""
+    info = known(dataset)
+    if info.layout == "folder" and path is None:
+        return fetch(dataset, root, path)
+    return read_manifest(info, places(info, Path(root), path)[1]) or fetch(dataset, root, path)
+
+
 def places(info: DatasetInfo, root: Path, path: str | Path | None) -> tuple[Path, Path]:
     """(folder of the dataset's files, folder of its manifest and of what is derived from it)."""
     if path is None:

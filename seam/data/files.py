@@ -111,6 +111,25 @@ def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
     return FilesReader(base, cache, splits, classes, info)
 
 
+def flat_folder(base: Path, image_size: tuple[int, int], channels: int):
+    """A `seam.data.sets.FileSet` of a folder that holds one folder a class; normalised to mean 0.5 and deviation 0.25.
+
+    Raises SeamError where there are no class folders or no images in them.
+    """
+    import torch
+
+    from seam.data.sets import FileSet
+
+    classes = _subfolders(base)
+    files = _walk(base, classes)
+    if not files.paths:
+        raise SeamError(
+            f"{base}: no images; put them in one folder a class, or in train/ and val/ with one folder a class"
+        )
+    moments = [0.5] * channels, [0.25] * channels
+    return FileSet(files.paths, torch.from_numpy(files.labels), classes, *moments, image_size)
+
+
 def _subfolders(folder: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 

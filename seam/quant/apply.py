@@ -1,77 +1,107 @@
 """Applying a policy to a model: each layer gets a weight and an input quantizer; steps are set from data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from seam.errors import SeamError
-from seam.quant.modules import Quantizer, channel_samples, tensor_samples
+from seam.groups import check_ties, group_names, watch
+from seam.models import FLOAT_BITS, Layer
+from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
 
 
-def quantize(model: nn.Module, bits: Mapping[str, tuple[int, int]]) -> nn.Module:
+def quantize(model: nn.Module, bits: Mapping[str, tuple[int, int]], layers: Sequence[Layer] = ()) -> nn.Module:
     """Fake-quantize layers in place: weights per output channel, inputs per tensor; returns the model, trainable.
 
-    The weight quantizer is a parametrization of `weight`, the input quantizer a forward pre-hook, so a layer keeps
-    its own forward. Weight steps are set here from the weights; call `calibrate` to set input steps from data.
+    Each layer keeps its own forward (`seam.quant.modules`). Weight steps are set here from the weights; call
+    `calibrate` to set input steps from data. A layer's quantizers are `weight_quantizer(layer)` and
+    `layer.input_quantizer`; layers of one group share the latter, and the state dict holds it under the first.
 
     Args:
-        bits: layer name -> (weight bits, activation bits).
+        bits: layer name -> (weight bits, activation bits) of 2 to 8; layers at 32/32 stay in full precision.
+        layers: of `seam.models.find_layers`, for their groups and for how they are called; without them no layer
+            shares its input quantizer.
 
-    Raises: SeamError naming a layer that the model does not have.
+    Raises: SeamError naming a layer that the model does not have or that cannot be quantized, and layers of one group
+        with different activation bits.
     """
-    modules = dict(model.named_modules())
-    for name, (w, a) in bits.items():
+    modules, groups = dict(model.named_modules()), group_names(layers)
+    functional = {layer.name for layer in layers if layer.functional}
+    bits = {name: tuple(pair) for name, pair in bits.items() if tuple(pair) != FLOAT_BITS}
+    for name in bits:
         if name not in modules:
             raise SeamError(f"policy: the model has no layer {name}")
-        layer = modules[name]
+        check_weight(name, modules[name])
+    check_ties(bits, groups)
+    shared: dict[str, Quantizer] = {}
+    for name, (w, a) in bits.items():
+        layer, group = modules[name], groups.get(name, name)
+        standardize(layer)
         device = layer.weight.device
-        weight_quantizer = Quantizer(w, channels=layer.weight.shape[0]).to(device)
-        weight_quantizer.fit(channel_samples(layer.weight))
-        parametrize.register_parametrization(layer, "weight", weight_quantizer, unsafe=True)
-        layer.input_quantizer = Quantizer(a, channels=None).to(device)
-        layer.register_forward_pre_hook(_quantize_input)
+        quantizer = Quantizer(w, channels=layer.weight.shape[0]).to(device)
+        quantizer.fit(channel_samples(layer.weight))
+        if group in shared:
+            vars(layer)["input_quantizer"] = shared[group]  # not a submodule: safetensors refuses shared tensors
+        else:
+            layer.input_quantizer = shared[group] = Quantizer(a, channels=None).to(device)
+        attach(layer, quantizer, _quantize_input, name in functional)
     return model
 
 
-def _quantize_input(layer: nn.Module, args: tuple) -> tuple:
-    return (layer.input_quantizer(args[0]), *args[1:])
+def _quantize_input(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer.input_quantizer(x)
 
 
 @torch.no_grad()
 def input_samples(
     model: nn.Module, names: Iterable[str], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """Samples of each named layer's input over the batches, layer name -> [1, K]; one evaluation pass."""
-    modules = dict(model.named_modules())
+    """Samples of each named layer's input over the batches, layer name -> [1, K]; one evaluation pass.
+
+    Inputs are taken before any quantizer of the layer. Raises SeamError naming a layer that no image reaches.
+    """
     samples: dict[str, list[Tensor]] = {name: [] for name in names}
-    hooks = [
-        # Before any quantizer of the layer, so that samples are of the unquantized input.
-        modules[name].register_forward_pre_hook(
-            lambda _, args, kept=kept: kept.append(tensor_samples(args[0])), prepend=True
-        )
-        for name, kept in samples.items()
-    ]
     training = model.training
     model.eval()
     try:
-        for x, _ in batches:
-            model(x)
+        with watch(model, samples, lambda name, x: samples[name].append(tensor_samples(x))):
+            for x, _ in batches:
+                model(x)
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
+    for name, kept in samples.items():
+        if not kept:
+            raise SeamError(
+                f"layer {name} was not used in calibration: give quantize the layers of find_layers, or exclude it"
+            )
     return {name: torch.cat(kept, dim=1) for name, kept in samples.items()}
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Set the range and step of every input quantizer from data: one pass, weights quantized, inputs not."""
-    layers = {name: m for name, m in model.named_modules() if hasattr(m, "input_quantizer")}
-    for layer in layers.values():
-        layer.input_quantizer.enabled = False
-    samples = input_samples(model, layers, batches)
-    for name, layer in layers.items():
-        layer.input_quantizer.fit(samples[name])
-        layer.input_quantizer.enabled = True
+    readers = input_quantizers(model)
+    quantizers = {id(q): q for q in readers.values()}
+    for quantizer in quantizers.values():
+        quantizer.enabled = False
+    try:
+        samples = input_samples(model, readers, batches)
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.enabled = True
+    fit_inputs(readers, samples)
+
+
+def input_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """Layer name -> its input quantizer; layers of one group have the same."""
+    return {name: m.input_quantizer for name, m in model.named_modules() if hasattr(m, "input_quantizer")}
+
+
+def fit_inputs(readers: Mapping[str, Quantizer], samples: Mapping[str, Tensor]) -> None:
+    """Fit each input quantizer to the samples of all layers that use it."""
+    of: dict[int, list[str]] = {}
+    for name, quantizer in readers.items():
+        of.setdefault(id(quantizer), []).append(name)
+    for names in of.values():
+        readers[names[0]].fit(torch.cat([samples[name] for name in names], dim=1))

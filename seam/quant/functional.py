@@ -9,122 +9,13 @@ quantizer):
     dL/dc_b = s_b sum_x dL/dy q_b
 
 Forward is one pass (read x, write y), backward is one (read x and dL/dy, write dL/dx, reduce the rest): only x is
-kept. The passes are plain tensor code compiled by `torch.compile`; without a compiler they run eagerly, several times
-slower and with the same result up to rounding.
+kept. The passes are in `seam.quant.kernels`.
 """
 
-import logging
-import time
-
 import torch
-import torch.fx.experimental._config
 from torch import Tensor
 
-log = logging.getLogger(__name__)
-
-
-def _forward_tensor(x: Tensor, table: Tensor) -> Tensor:
-    """x [N]; table [4, B] = steps, weights, lower, upper -> y [N]."""
-    y = torch.zeros_like(x)
-    for b in range(table.shape[1]):
-        s, c, n, p = table[0, b], table[1, b], table[2, b], table[3, b]
-        y = y + (c * s) * torch.round(torch.clamp(x * (1.0 / s), n, p))
-    return y
-
-
-def _backward_tensor(x: Tensor, g: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """x, g [N] -> dL/dx [N], sums [2, B] = dL/ds, dL/dc."""
-    dx = torch.zeros_like(x)
-    ds, dc = [], []
-    for b in range(table.shape[1]):
-        s, c, n, p = table[0, b], table[1, b], table[2, b], table[3, b]
-        v = x * (1.0 / s)
-        q = torch.round(torch.clamp(v, n, p))
-        inside = ((v > n) & (v < p)).to(x.dtype)
-        dx = dx + c * inside
-        ds.append(c * (g * (q - inside * v)).sum())
-        dc.append(s * (g * q).sum())
-    return g * dx, torch.stack([torch.stack(ds), torch.stack(dc)])
-
-
-def _forward_channel(x: Tensor, steps: Tensor, table: Tensor) -> Tensor:
-    """x [C, K]; steps [B, C]; table [3, B] = weights, lower, upper -> y [C, K]."""
-    y = torch.zeros_like(x)
-    for b in range(table.shape[1]):
-        s, c, n, p = steps[b][:, None], table[0, b], table[1, b], table[2, b]
-        y = y + (c * s) * torch.round(torch.clamp(x * (1.0 / s), n, p))
-    return y
-
-
-def _backward_channel(x: Tensor, g: Tensor, steps: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """x, g [C, K] -> dL/dx [C, K], sums [2, B, C] = dL/ds, and each channel's part of dL/dc."""
-    dx = torch.zeros_like(x)
-    ds, dc = [], []
-    for b in range(table.shape[1]):
-        s, c, n, p = steps[b][:, None], table[0, b], table[1, b], table[2, b]
-        v = x * (1.0 / s)
-        q = torch.round(torch.clamp(v, n, p))
-        inside = ((v > n) & (v < p)).to(x.dtype)
-        dx = dx + c * inside
-        ds.append(c * (g * (q - inside * v)).sum(1))
-        dc.append(s[:, 0] * (g * q).sum(1))
-    return g * dx, torch.stack([torch.stack(ds), torch.stack(dc)])
-
-
-_EAGER = (_forward_tensor, _backward_tensor, _forward_channel, _backward_channel)
-_kernels = _EAGER
-_mode = "eager"
-
-
-def use_kernels(mode: str = "auto", widths: tuple[int, ...] = (1,)) -> tuple[str, float]:
-    """Choose the kernels of this process: 'compiled', 'eager', or 'auto' (compiled where a compiler works).
-
-    `widths`: the numbers of bit-widths that will be mixed (1: a plain quantizer); their kernels are made ready now.
-
-    Returns the kind in force, 'compiled' or 'eager', and the seconds spent compiling, or loading from Inductor's
-    on-disk cache when an earlier process on this machine has compiled them.
-    """
-    global _kernels, _mode
-    if mode == "eager":
-        _kernels, _mode = _EAGER, "eager"
-        return _mode, 0.0
-    start = time.perf_counter()
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime" on each CPU machine
-    try:
-        # Sizes that happen to be equal must not be taken for one: each coincidence would compile the kernels again.
-        torch.fx.experimental._config.use_duck_shape = False
-        compiled = tuple(torch.compile(kernel, dynamic=True, fullgraph=True) for kernel in _EAGER)
-        _warm_up(compiled, widths)
-    except Exception as error:  # Inductor wraps what a missing or broken compiler raises in many types
-        if mode == "compiled":
-            raise
-        reason = str(error).strip().splitlines()[0]
-        log.warning(
-            "torch.compile does not work here (%s): eager kernels, a search step is several times slower", reason
-        )
-        _kernels, _mode = _EAGER, "eager"
-    else:
-        _kernels, _mode = compiled, "compiled"
-    return _mode, time.perf_counter() - start
-
-
-def _warm_up(kernels: tuple, widths: tuple[int, ...]) -> None:
-    """Run each kernel for the given numbers of bit-widths, so that all compilation is done here and is counted.
-
-    A reduction is compiled once for rows of up to 4096 elements and once for longer ones. The sizes are large enough
-    for the generated code to be parallel.
-    """
-    forward_tensor, backward_tensor, forward_channel, backward_channel = kernels
-    with torch.no_grad():
-        for width in widths:
-            for rows, columns in ((512, 4608), (512, 576)):
-                x, steps, table = torch.zeros(rows, columns), torch.ones(width, rows), torch.ones(3, width)
-                forward_channel(x, steps, table)
-                backward_channel(x, x.clone(), steps, table)
-            for count in (2**21, 4096):
-                x, table = torch.zeros(count), torch.ones(4, width)
-                forward_tensor(x, table)
-                backward_tensor(x, x.clone(), table)
+from seam.quant.kernels import run
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -137,7 +28,7 @@ def _dense(x: Tensor) -> Tensor:
 def _bare(x: Tensor, *size: int) -> Tensor:
     """The elements of a dense tensor in memory order, as a tensor that is neither a view nor part of a graph.
 
-    The compiled code is specialised on such properties of its inputs: each new one would compile it again.
+    `torch.compile` specialises code on such properties of its inputs: each new one would compile it again.
     """
     stride = (1,) if len(size) == 1 else (size[1], 1)
     return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), size, stride)
@@ -151,10 +42,12 @@ class _Mix(torch.autograd.Function):
         x, steps = _dense(x), steps.contiguous()
         ctx.save_for_backward(x, steps, weights, bounds)
         if steps.dim() == 1:
-            y = _kernels[0](_bare(x, x.numel()), torch.cat([steps[None], weights[None], bounds]))
+            table = torch.cat([steps[None], weights[None], bounds])
+            y = run("forward_tensor", len(weights), _bare(x, x.numel()), table)
         else:
             rows = x.shape[0], x.numel() // x.shape[0]
-            y = _kernels[2](_bare(x, *rows), _bare(steps, *steps.shape), torch.cat([weights[None], bounds]))
+            table = torch.cat([weights[None], bounds])
+            y = run("forward_channel", len(weights), _bare(x, *rows), _bare(steps, *steps.shape), table)
         return y.as_strided(x.shape, x.stride())
 
     @staticmethod
@@ -164,12 +57,13 @@ class _Mix(torch.autograd.Function):
             g = torch.empty_like(x).copy_(g)
         if steps.dim() == 1:
             table = torch.cat([steps[None], weights[None], bounds])
-            dx, sums = _kernels[1](_bare(x, x.numel()), _bare(g, x.numel()), table)
+            dx, sums = run("backward_tensor", len(weights), _bare(x, x.numel()), _bare(g, x.numel()), table)
             ds, dc = sums[0], sums[1]
         else:
             rows = x.shape[0], x.numel() // x.shape[0]
             table = torch.cat([weights[None], bounds])
-            dx, sums = _kernels[3](_bare(x, *rows), _bare(g, *rows), _bare(steps, *steps.shape), table)
+            bare = _bare(x, *rows), _bare(g, *rows), _bare(steps, *steps.shape)
+            dx, sums = run("backward_channel", len(weights), *bare, table)
             ds, dc = sums[0], sums[1].sum(1)
         return dx.as_strided(x.shape, x.stride()), ds, dc, None
 

@@ -5,7 +5,8 @@ A layer keeps one weight tensor and, for its weight and for its input, one logit
     x~ = sum_b softmax(alpha / T)_b Q_b(x),
 
 then one convolution of the mixed input with the mixed weight (EdMIPS, Cai & Vasconcelos 2020, shares the weight in the
-same way). T is lowered during the search, so that the mixture ends close to one bit-width.
+same way). Layers that read the same tensor (`seam.groups`) share the input's logits and steps, and it is mixed once. T
+is lowered during the search, so that the mixture ends close to one bit-width.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from seam.models import Layer
-from seam.quant.apply import input_samples
+from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
 from seam.quant.functional import initial_steps, integer_bounds, mix
-from seam.quant.modules import Quantizer, channel_samples
+from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize
 
 
 class _MixedWeight(nn.Module):
@@ -34,12 +34,19 @@ class _MixedWeight(nn.Module):
         return mix(weight, owner.weight_steps[i], owner.weight_probs[i], owner.weight_bounds)
 
 
+def _version(x: Tensor) -> int:
+    """Changes when x is changed in place; tensors of inference mode do not track it."""
+    return -1 if x.is_inference() else x._version
+
+
 class Mixture(nn.Module):
     """Turns a full-precision model into a search network, in place.
 
     Attributes:
-        names: the L searchable layers; fixed layers get 8/8 quantizers.
-        weight_logits, input_logits: [L, B] parameters.
+        names: the L searchable layers; fixed layers get quantizers of their bits, 32/32 none.
+        group: index of each layer's group, L numbers in 0..G-1; the G groups read one tensor each.
+        weight_logits: [L, B] parameters.
+        input_logits: [G, B] parameters.
         temperature: T of the softmax.
     """
 
@@ -48,32 +55,48 @@ class Mixture(nn.Module):
         self.model = model
         self.bits = tuple(bits)
         self.temperature = 1.0
-        self.names = [layer.name for layer in layers if not layer.fixed]
+        searchable = [layer for layer in layers if not layer.fixed]
+        self.names = [layer.name for layer in searchable]
+        numbers: dict[str, int] = {}
+        self.group = [numbers.setdefault(layer.group or layer.name, len(numbers)) for layer in searchable]
         modules = dict(model.named_modules())
         searched = [modules[name] for name in self.names]
+        for name, layer in zip(self.names, searched, strict=True):
+            check_weight(name, layer)
+            standardize(layer)
         device = searched[0].weight.device
-        count, width = len(searched), len(self.bits)
+        count, width, groups = len(searched), len(self.bits), len(numbers)
         self.weight_logits = nn.Parameter(torch.zeros(count, width, device=device))
-        self.input_logits = nn.Parameter(torch.zeros(count, width, device=device))
+        self.input_logits = nn.Parameter(torch.zeros(groups, width, device=device))
         self.register_buffer("weight_bounds", integer_bounds(self.bits, signed=True).to(device))
-        self.register_buffer("input_bounds", integer_bounds(self.bits, signed=True).to(device).repeat(count, 1, 1))
+        self.register_buffer("input_bounds", integer_bounds(self.bits, signed=True).to(device).repeat(groups, 1, 1))
         # All channels of all layers side by side: one exp and one optimizer entry instead of L.
         self.channels = [layer.weight.shape[0] for layer in searched]
         with torch.no_grad():
             steps = [initial_steps(channel_samples(layer.weight), self.weight_bounds) for layer in searched]
         self.weight_log_steps = nn.Parameter(torch.cat(steps, dim=1).log())
-        self.input_log_steps = nn.Parameter(torch.zeros(count, width, device=device))
-        quantize_fixed(model, {layer.name: (8, 8) for layer in layers if layer.fixed})
-        for i, layer in enumerate(searched):
-            parametrize.register_parametrization(layer, "weight", _MixedWeight(self, i), unsafe=True)
-            layer.register_forward_pre_hook(lambda _, args, i=i: (self._mix_input(args[0], i), *args[1:]))
+        self.input_log_steps = nn.Parameter(torch.zeros(groups, width, device=device))
+        fixed = [layer for layer in layers if layer.fixed]
+        quantize_fixed(model, {layer.name: layer.fixed_bits for layer in fixed}, fixed)
+        for i, (layer, about) in enumerate(zip(searched, searchable, strict=True)):
+            g = self.group[i]
+            attach(layer, _MixedWeight(self, i), lambda _, x, g=g: self._mix_input(x, g), about.functional)
         self._calibrating = False
+        self._shared = {g for g in self.group if self.group.count(g) > 1}
+        self._mixed: dict[int, tuple[Tensor, int, Tensor]] = {}  # group -> what it last mixed in this forward
         self.refresh()
 
-    def _mix_input(self, x: Tensor, i: int) -> Tensor:
+    def _mix_input(self, x: Tensor, g: int) -> Tensor:
         if self._calibrating:
             return x
-        return mix(x, self.input_steps[i], self.input_probs[i], self.input_bounds[i])
+        if g in self._mixed:
+            known, version, mixed = self._mixed[g]
+            if known is x and version == _version(x):
+                return mixed
+        mixed = mix(x, self.input_steps[g], self.input_probs[g], self.input_bounds[g])
+        if g in self._shared:
+            self._mixed[g] = x, _version(x), mixed
+        return mixed
 
     def refresh(self) -> None:
         """Recompute probabilities and steps of all layers from the parameters; `forward` does so at each step."""
@@ -86,24 +109,28 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of images [N, C, H, W]."""
         self.refresh()
-        return self.model(x)
+        self._mixed.clear()
+        try:
+            return self.model(x)
+        finally:
+            self._mixed.clear()
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Set ranges and steps of all input quantizers from data: one pass, inputs unquantized."""
-        fixed = {n: m.input_quantizer for n, m in self.model.named_modules() if hasattr(m, "input_quantizer")}
+        fixed = input_quantizers(self.model)
         self._set_calibrating(True, fixed.values())
         try:
             self.refresh()
             samples = input_samples(self.model, [*self.names, *fixed], batches)
         finally:
             self._set_calibrating(False, fixed.values())
-        for i, name in enumerate(self.names):
-            signed = bool((samples[name] < 0).any())
-            self.input_bounds[i] = integer_bounds(self.bits, signed).to(self.input_bounds.device)
-            self.input_log_steps[i] = initial_steps(samples[name], self.input_bounds[i])[:, 0].log()
-        for name, quantizer in fixed.items():
-            quantizer.fit(samples[name])
+        for g in range(len(self.input_logits)):
+            read = torch.cat([samples[name] for name, own in zip(self.names, self.group, strict=True) if own == g], 1)
+            signed = bool((read < 0).any())
+            self.input_bounds[g] = integer_bounds(self.bits, signed).to(self.input_bounds.device)
+            self.input_log_steps[g] = initial_steps(read, self.input_bounds[g])[:, 0].log()
+        fit_inputs(fixed, samples)
 
     def _set_calibrating(self, on: bool, fixed: Iterable[Quantizer]) -> None:
         self._calibrating = on
@@ -112,7 +139,7 @@ class Mixture(nn.Module):
 
     def expected(self, table: Tensor) -> Tensor:
         """Expected cost, for a table [L, B, B] of each layer's (weight bits, activation bits)."""
-        return torch.einsum("lw,lwa,la->", self.weight_probs, table, self.input_probs)
+        return torch.einsum("lw,lwa,la->", self.weight_probs, table, self.input_probs[self.group])
 
     def entropy(self) -> Tensor:
         """Mean entropy of all the bit-width distributions, in bits: 0 when each has decided."""
@@ -121,7 +148,12 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def preferences(self) -> np.ndarray:
-        """[L, B, B] log-probability of each (weight bits, activation bits)."""
+        """[L, B, B] log-probability of each (weight bits, activation bits).
+
+        A group's activation bits are one choice: each of its layers carries an equal part of their log-probability.
+        """
         weight = torch.log_softmax(self.weight_logits / self.temperature, dim=1).double()
         inputs = torch.log_softmax(self.input_logits / self.temperature, dim=1).double()
+        size = torch.tensor([self.group.count(g) for g in self.group], device=inputs.device)
+        inputs = inputs[self.group] / size[:, None]
         return (weight[:, :, None] + inputs[:, None, :]).cpu().numpy()

@@ -1,11 +1,24 @@
-"""Quantizer modules: one bit-width with a learned step (LSQ), and how steps are set from data."""
+"""Quantizer modules: one bit-width with a learned step (LSQ), how steps are set from data, how a layer gets them.
+
+A weight quantizer is a parametrization of `weight` and an input quantizer a forward pre-hook, so a layer of any class
+keeps its own forward: `layer.weight` is the quantized tensor. Two kinds of layers need more (`attach`): those whose
+weight a parent applies itself, and those that standardise their weight before they use it.
+"""
+
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from seam.errors import SeamError
+from seam.groups import WEIGHTED, layer_input, replace_input, weight_argument, weight_parameter
 from seam.quant.functional import initial_steps, integer_bounds, mix
 
-_CHANNEL_SAMPLES = 128  # elements of a weight channel that its initial step is fitted to
+_CHANNEL_SAMPLES = 256  # elements of a weight channel that its initial step is fitted to
 _TENSOR_SAMPLES = 4096  # elements of an activation tensor, likewise
 
 
@@ -53,9 +66,13 @@ class Quantizer(nn.Module):
 
 
 def channel_samples(weight: Tensor) -> Tensor:
-    """At most 128 evenly spaced elements of each output channel: [C, K]."""
+    """At most 256 evenly spaced elements of each output channel and the extremes: [C, K].
+
+    Without the extremes many bits would clip what the samples missed: 4 % error of 8-bit Gaussian weights, not 0.9 %.
+    """
     rows = weight.detach().reshape(weight.shape[0], -1)
-    return rows[:, :: -(-rows.shape[1] // _CHANNEL_SAMPLES)]
+    step = -(-rows.shape[1] // _CHANNEL_SAMPLES)
+    return rows if step == 1 else torch.cat([rows[:, ::step], *(m[:, None] for m in torch.aminmax(rows, dim=1))], dim=1)
 
 
 def tensor_samples(x: Tensor) -> Tensor:
@@ -63,3 +80,117 @@ def tensor_samples(x: Tensor) -> Tensor:
     flat = x.detach().reshape(-1)
     low, high = torch.aminmax(flat)
     return torch.cat([flat[:: -(-flat.numel() // _TENSOR_SAMPLES)], low[None], high[None]])[None]
+
+
+Read = Callable[[nn.Module, Tensor], Tensor]  # (layer, its input) -> quantized input
+
+
+class _Standardize(nn.Module):
+    """The weight standardisation of timm's StdConv2d and ScaledStdConv2d, as a parametrization below the quantizer."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self._layer = [layer]  # in a list: the layer must not become a submodule of itself
+
+    def forward(self, weight: Tensor) -> Tensor:
+        layer = self._layer[0]
+        gain = (layer.gain * layer.scale).view(-1) if hasattr(layer, "gain") else None
+        rows = weight.reshape(1, weight.shape[0], -1)
+        rows = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=layer.eps)
+        return rows.reshape_as(weight)
+
+
+class _PlainConv:
+    """The forward of a standardising convolution without its standardisation, which `weight` now has."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        if getattr(layer, "same_pad", False):
+            x = pad_same(x, layer.kernel_size, layer.stride, layer.dilation)
+        return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+class _ReadWeight(Tensor):
+    """A weight that a parent module applies itself: when it does, the input is quantized on the way."""
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+        kwargs = kwargs or {}
+        if func in WEIGHTED:
+            weight = weight_argument(args, kwargs)
+            if hasattr(weight, "layer"):
+                args, kwargs = replace_input(args, kwargs, weight.read(weight.layer, layer_input(args, kwargs)))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
+class _Hand(nn.Module):
+    """Last parametrization of such a weight: hands it out as a `_ReadWeight`."""
+
+    def __init__(self, layer: nn.Module, read: Read):
+        super().__init__()
+        self._layer, self._read = [layer], read
+
+    def forward(self, weight: Tensor) -> Tensor:
+        handed = weight.as_subclass(_ReadWeight)
+        handed.layer, handed.read = self._layer[0], self._read
+        return handed
+
+
+class _ReadHook:
+    """Forward pre-hook: quantizes the input that the layer was called with."""
+
+    def __init__(self, read: Read):
+        self.read = read
+
+    def __call__(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return replace_input(args, kwargs, self.read(layer, layer_input(args, kwargs)))
+
+
+def standardize(layer: nn.Module) -> None:
+    """Move a layer's own weight standardisation, if it has one, into `layer.weight`; its output stays the same.
+
+    A device stores and multiplies by the tensor that the convolution is given. For timm's StdConv2d family this is the
+    standardised weight, so the quantizer must come after the standardisation: it would not stay on the grid of a
+    quantized weight.
+    """
+    standardising = isinstance(layer, StdConv2d | StdConv2dSame | ScaledStdConv2d | ScaledStdConv2dSame)
+    if standardising and "forward" not in vars(layer):
+        parametrize.register_parametrization(layer, "weight", _Standardize(layer), unsafe=True)
+        layer.forward = _PlainConv(layer)
+
+
+def attach(layer: nn.Module, weight: nn.Module | None, read: Read | None, functional: bool = False) -> None:
+    """Quantize a layer's weight and input, in place. Call `standardize` first, to initialise from `layer.weight`.
+
+    Args:
+        weight: parametrization for `layer.weight`; None leaves it as it is.
+        read: called with (layer, input); None leaves inputs as they are.
+        functional: the weight is applied by a parent, not by the layer's own forward.
+    """
+    if weight is not None:
+        parametrize.register_parametrization(layer, "weight", weight, unsafe=True)
+    if read is not None and functional:
+        parametrize.register_parametrization(layer, "weight", _Hand(layer, read), unsafe=True)
+    elif read is not None:
+        layer.register_forward_pre_hook(_ReadHook(read), with_kwargs=True)
+
+
+def check_weight(name: str, layer: nn.Module) -> None:
+    """Raise SeamError unless the layer has a weight that can be parametrized."""
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise SeamError(
+            f"layer {name} is a {type(layer).__name__}: only nn.Conv2d, nn.Linear and their subclasses are quantized"
+        )
+    if weight_parameter(layer) is None:
+        raise SeamError(f"layer {name}: its weight is computed elsewhere (weight_norm?); exclude the layer")
+
+
+def weight_quantizer(layer: nn.Module) -> Quantizer | None:
+    """The quantizer of `layer.weight`, None where it has none. (It need not be the first parametrization.)"""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    return next((p for p in layer.parametrizations["weight"] if isinstance(p, Quantizer)), None)

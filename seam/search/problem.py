@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from seam.cost import Budget
+from seam.groups import group_names
 from seam.models import Layer
 from seam.params import SearchSettings
 from seam.runtime import Meter
@@ -45,3 +46,9 @@ class Problem:
     def names(self) -> list[str]:
         """The searchable layers' names, in order of execution: the rows of the preference table."""
         return [layer.name for layer in self.layers if not layer.fixed]
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of each searchable layer, in the same order: layers of one group share their activation bits."""
+        groups = group_names(self.layers)
+        return [groups[name] for name in self.names]

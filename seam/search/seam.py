@@ -5,10 +5,10 @@ On a proxy batch the search network (`seam.quant.mixture`) minimises
     L = cross-entropy + lambda_m margin + lambda_b (log E - log B)^2
 
 over its weights, steps and bit-width logits together, where margin is `seam.margin.MarginLoss`, E the expected cost of
-the mixture, sum_l MACs_l E[w_l] E[a_l], and B the budget. The last term pulls from both sides: a search that ends below
-its budget wastes it. The softmax's temperature falls geometrically from 1 to `temperature`, so that the logits end
-sharp. lambda_m = 0 is EdMIPS's objective under our relaxation. The paper publishes no code; relaxation, margin and
-schedule are our choice.
+the mixture (for BitOPs, sum_l MACs_l E[w_l] E[a_l]), and B the budget. The last term pulls from both sides: a search
+that ends below its budget wastes it. Further budgets add the same term where they are exceeded. The softmax's
+temperature falls geometrically from 1 to `temperature`, so that the logits end sharp. lambda_m = 0 is EdMIPS's
+objective under our relaxation. The paper publishes no code; relaxation, margin and schedule are our choice.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from seam.margin import MarginLoss
-from seam.models import capture_features
+from seam.models import capture_features, feature_count
 from seam.params import SearchSettings
 from seam.quant.mixture import Mixture
 from seam.search.problem import Problem
@@ -38,7 +38,7 @@ def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] log-probability of each layer's (weight bits, activation bits) at the end of the search."""
-    settings, device, budget = problem.settings, problem.device, problem.budgets[0]
+    settings, device = problem.settings, problem.device
     images = problem.images
     if settings.warmup_epochs:
         _warm_up(problem)
@@ -46,15 +46,17 @@ def preferences(problem: Problem) -> np.ndarray:
         net = Mixture(problem.model, problem.layers, settings.bits)
         first = images.batches(settings.calibration_images, seed=problem.seed, device=device)
         net.calibrate([next(iter(first))])
-        margin = MarginLoss(len(images.classes), problem.model.get_classifier().in_features).to(device)
-        table = torch.tensor(budget.table / budget.limit, dtype=torch.float32, device=device)
+        margin = MarginLoss(len(images.classes), feature_count(problem.model)).to(device)
+        tables = [torch.tensor(b.table / b.limit, dtype=torch.float32, device=device) for b in problem.budgets]
+        bases = [b.base / b.limit for b in problem.budgets]
 
     def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         net.temperature = settings.temperature**done
         ce = F.cross_entropy(net(x), y)
         margin_loss = margin(features[-1], y)
-        spent = net.expected(table)
-        total = ce + settings.budget_weight * spent.log().square()
+        spent, *others = (net.expected(table) + base for table, base in zip(tables, bases, strict=True))
+        excess = spent.log().square() + sum(F.relu(other.log()).square() for other in others)
+        total = ce + settings.budget_weight * excess
         if settings.margin_weight:
             total = total + settings.margin_weight * margin_loss
         logs = {"ce": ce, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}

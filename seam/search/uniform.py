@@ -15,7 +15,7 @@ def preferences(problem: Problem) -> np.ndarray:
     weight bits.
     """
     bits = problem.settings.bits
-    costs = [(b.table.sum(0), b.limit * (1 + 1e-9)) for b in problem.budgets]
+    costs = [(b.base + b.table.sum(0), b.limit * (1 + 1e-9)) for b in problem.budgets]
     pairs = [
         (costs[0][0][i, j], -abs(w - a), w, i, j)
         for i, w in enumerate(bits)
@@ -23,7 +23,8 @@ def preferences(problem: Problem) -> np.ndarray:
         if all(cost[i, j] <= limit for cost, limit in costs)
     ]
     if not pairs:
-        raise SeamError(f"budget {problem.budgets[0].spec}: no uniform policy of {list(bits)} bits meets it")
+        specs = ", ".join(budget.spec for budget in problem.budgets)
+        raise SeamError(f"budget {specs}: no uniform policy of {list(bits)} bits meets it")
     *_, i, j = max(pairs)
     table = np.full(problem.budgets[0].table.shape, -1.0)
     table[:, i, j] = 0.0

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from seam.quant import functional
-from seam.quant.functional import initial_steps, integer_bounds, mix, use_kernels
+from seam.quant import kernels
+from seam.quant.functional import initial_steps, integer_bounds, mix
+from seam.quant.kernels import use_kernels
 
 BITS = (2, 3, 4, 5, 6)
 
@@ -103,7 +104,7 @@ def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("no C++ compiler found")
 
-    monkeypatch.setattr(functional, "_warm_up", broken)
+    monkeypatch.setattr(kernels, "_packaged", broken)
     kind, _ = use_kernels("auto")
     assert kind == "eager"
     assert [r.message for r in caplog.records if "several times slower" in r.message]

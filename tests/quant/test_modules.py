@@ -5,7 +5,7 @@ from torch import nn
 from seam.errors import SeamError
 from seam.models import find_layers
 from seam.quant.apply import calibrate, quantize
-from seam.quant.functional import use_kernels
+from seam.quant.kernels import use_kernels
 from seam.quant.mixture import Mixture
 from seam.quant.modules import Quantizer, channel_samples
 

@@ -4,12 +4,13 @@ import torch
 
 from seam import training
 from seam.assign import assign
-from seam.cost import parse_budget
+from seam.cost import parse_budget, parse_budgets
 from seam.data.loaders import load
 from seam.errors import SeamError
+from seam.locks import apply_locks
 from seam.models import build, find_layers
 from seam.params import Model, SearchSettings, Training
-from seam.quant.functional import use_kernels
+from seam.quant.kernels import use_kernels
 from seam.runtime import Meter
 from seam.search import METHODS, load_method
 from seam.search.problem import Problem
@@ -36,9 +37,9 @@ def trained(digits):
     return model.state_dict()
 
 
-def problem(images=None, budget="w3a3", seed=0, size=(1, 28, 28), **settings):
+def problem(images=None, budget="w3a3", seed=0, size=(1, 28, 28), model="test_resnet", **settings):
     torch.manual_seed(0)
-    model = build(Model(name="test_resnet"), 10, 1)
+    model = build(Model(name=model), 10, 1)
     layers = find_layers(model, size)
     checked = SearchSettings(epochs=1, calibration_images=128, kernels="eager", **settings)
     return Problem(model, layers, images, [parse_budget(budget, layers, BITS)], checked, seed, CPU, Meter(CPU))
@@ -115,6 +116,34 @@ def test_warm_up_teaches_the_proxy_s_classes_first_and_is_counted(digits):
 def test_margin_weight_zero_is_another_search(digits):
     with_margin, without = problem(digits), problem(digits, margin_weight=0.0)
     assert not np.array_equal(load_method("seam").preferences(with_margin), load_method("seam").preferences(without))
+
+
+def test_a_second_budget_locks_and_ties_are_kept(digits):
+    some = digits.subset(range(640))
+    given = problem(some, model="test_nfnet")
+    names = given.names
+    given.layers = apply_locks(given.layers, [f"{names[-1]}=8/8"], [names[-2]])
+    given.budgets = parse_budgets("w4a4, 3.4 bits", given.layers, BITS)
+    net_mean = {}
+    for count in (1, 2):
+        again = problem(some, model="test_nfnet")
+        again.layers, again.budgets = given.layers, given.budgets[:count]
+        table = load_method("seam").preferences(again)
+        net_mean[count] = expected(table, given.budgets[1])
+    assigned = assign(table, given.names, BITS, given.budgets)
+    assert given.names == names[:-2]
+    assert all(budget.cost(assigned) <= budget.limit for budget in given.budgets)
+    groups: dict[str, set] = {}
+    for group, (_, a) in zip(given.groups, assigned, strict=True):
+        groups.setdefault(group, set()).add(a)
+    assert len(groups) < len(assigned) and all(len(bits) == 1 for bits in groups.values())
+    assert net_mean[2] < net_mean[1]  # the search itself leaned on the second budget, not only the assignment
+
+
+def expected(table, budget):
+    """Cost of the most preferred choices of each layer."""
+    best = table.reshape(len(table), -1).argmax(1)
+    return budget.table.reshape(len(table), -1)[np.arange(len(table)), best].sum()
 
 
 @pytest.mark.parametrize(("budget", "pair"), [("w3a3", (3, 3)), ("w4a4", (4, 4)), ("w2a2", (2, 2))])

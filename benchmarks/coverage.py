@@ -1,0 +1,236 @@
+"""Which of timm's architectures the search works for: one model of every architecture module, one search step each.
+
+    python benchmarks/coverage.py [--only MODULE ...] [--csv benchmarks/coverage.csv] [--seconds 300] [--gigabytes 14]
+
+Of each module the model with the fewest parameters is taken, at the smallest image size that it runs on. It is built
+with random weights, turned into the search network, calibrated, and makes one search step on two random images:
+cross-entropy, margin and budget, backward, with a check that all gradients of bit-width logits and steps are finite.
+Then one exact assignment for w3a3, and the quantized model of that policy makes one training step too, with a check
+that each layer is given quantized numbers. Each model runs in a process of its own, limited in time and memory.
+Modules that the CSV has already are skipped, so an interrupted run goes on; --only runs the named ones again.
+
+Columns: timm's module, model, image size, searchable and fixed layers, tied layers (in groups of at least two), share
+of the model's weights in layers (the rest stays in full precision: positions, recurrent cells, 1-D convolutions), and
+the result: "works" or the reason why not.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+COLUMNS = ("module", "model", "size", "layers", "tied", "weights_percent", "result")
+SIZES = (32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 768, 1024)
+
+
+def candidates() -> dict[str, list[str]]:
+    """timm's architecture modules and their models."""
+    import timm
+    from timm.models import _registry
+
+    return {module: timm.list_models(module=module) for module in sorted(_registry._module_to_models)}
+
+
+def smallest(names: list[str]) -> list[str]:
+    """Models by their number of parameters; counted without allocating them. At most 40 are tried."""
+    import timm
+    import torch
+
+    likely = sorted(
+        names, key=lambda n: (not re.search(r"tiny|nano|atto|pico|femto|test|small|mini|_s\d?_|lite", n), n)
+    )
+    counts = {}
+    for name in likely[:40]:
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(name)
+            counts[name] = sum(p.numel() for p in model.parameters())
+        except Exception:  # whatever a model raises without memory, another is taken
+            continue
+    return sorted(counts, key=counts.get) or likely
+
+
+def build(name: str):
+    """The model at the smallest size that it runs on: (model, layers, size)."""
+    import timm
+
+    from seam.errors import SeamError
+    from seam.models import build, default_input_size, find_layers
+    from seam.params import Model
+
+    usual = default_input_size(timm.create_model(name))
+    reason: Exception | None = None
+    for side in [s for s in SIZES if s < usual[1]] + [usual[1]]:
+        size = (usual[0], side, side if side != usual[1] else usual[2])
+        # Models with positions for one size must be told another; the rest take any, or have no such option.
+        for options in ({"img_size": side}, {}) if side != usual[1] else ({},):
+            try:
+                model = build(Model(name=name, kwargs=options), 10, usual[0])
+                layers = find_layers(model, size)
+                check_step(model, size)
+                return model, layers, size
+            except (SeamError, RuntimeError, ValueError, AssertionError, TypeError, KeyError, IndexError) as error:
+                reason = error
+    raise reason
+
+
+def check_step(model, size) -> None:
+    """Raise if full-precision training on two images of this size does not work."""
+    import torch
+
+    model.train()
+    with torch.no_grad():
+        model(torch.zeros(2, *size))
+    model.eval()
+
+
+def count_on_grid(model, x) -> int:
+    """Uses of F.linear and F.conv2d in one forward whose input and weight channels have at most 256 values."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from seam.groups import WEIGHTED, layer_input, weight_argument
+
+    class Count(TorchFunctionMode):
+        uses = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if func in WEIGHTED:
+                levels = [layer_input(args, kwargs).unique().numel()]
+                levels += [channel.unique().numel() for channel in weight_argument(args, kwargs)[:4]]
+                self.uses += max(levels) <= 256 + 1  # padding adds a zero
+            return func(*args, **kwargs)
+
+    with torch.no_grad(), Count() as count:
+        model(x)
+    return count.uses
+
+
+def attempt(name: str) -> dict:
+    """One search step, one assignment, one training step under the policy."""
+    import torch
+    import torch.nn.functional as F
+
+    from seam.assign import assign
+    from seam.cost import parse_budget
+    from seam.groups import group_names
+    from seam.margin import MarginLoss
+    from seam.models import capture_features, feature_count
+    from seam.policy import policy_bits
+    from seam.quant.apply import calibrate, quantize
+    from seam.quant.mixture import Mixture
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, layers, size = build(name)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    groups = list(group_names(layers).values())
+    parameters = sum(p.numel() for p in model.parameters())
+    about = {
+        "size": "x".join(map(str, size)),
+        "layers": len(layers),
+        "tied": sum(groups.count(g) > 1 for g in groups),
+        "weights_percent": round(100 * sum(layer.params for layer in layers) / parameters, 1),
+    }
+    bits = (2, 3, 4, 5, 6)
+    budget = parse_budget("w3a3", layers, bits)
+    x, y = torch.randn(2, *size), torch.tensor([0, 1])
+    net = Mixture(model, layers, bits)
+    net.calibrate([(x, y)])
+    net.train()
+    margin = MarginLoss(10, feature_count(model))
+    with capture_features(model) as features:
+        scores = net(x)
+        assert torch.is_tensor(scores), f"gives {type(scores).__name__} in training, not class scores"
+        assert scores.shape == (2, 10), f"scores have shape {tuple(scores.shape)}"
+        loss = F.cross_entropy(scores, y) + margin(features[-1], y)
+    loss = loss + 2 * net.expected(torch.tensor(budget.table / budget.limit, dtype=torch.float32)).log().square()
+    assert torch.isfinite(loss), "the loss is not finite"
+    loss.backward()
+    for key in ("weight_logits", "input_logits", "weight_log_steps", "input_log_steps"):
+        gradient = getattr(net, key).grad
+        assert gradient is not None and gradient.isfinite().all(), f"gradients of {key} are not finite"
+    assigned = assign(net.preferences(), net.names, bits, [budget])
+    assert 0.97 <= budget.cost(assigned) / budget.limit <= 1 + 1e-9
+    del net, scores, loss
+    model, layers, _ = build(name)
+    model.load_state_dict(state)
+    quantize(model, policy_bits(layers, assigned), layers)
+    calibrate(model, [(x, y)])
+    on_grid = count_on_grid(model, x)
+    own = sum(not layer.functional for layer in layers)
+    assert on_grid >= own, f"only {on_grid} of {own} layers compute with quantized numbers"
+    model.train()
+    loss = F.cross_entropy(model(x), y)
+    assert torch.isfinite(loss), "the quantized model's loss is not finite"
+    loss.backward()
+    return {**about, "result": "works"}
+
+
+def one(module: str, gigabytes: float) -> None:
+    """Run in a process of its own: print the row of a module as JSON."""
+    limit = int(gigabytes * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    row = dict.fromkeys(COLUMNS, "") | {"module": module}
+    row["model"] = smallest(candidates()[module])[0]
+    print(json.dumps(row | {"result": "took too long or too much memory"}), flush=True)
+    try:
+        row |= attempt(row["model"])
+    except Exception as error:  # the row says what went wrong
+        text = " ".join(str(error).split()) or type(error).__name__
+        row["result"] = text if len(text) < 200 else text[:197] + "..."
+    print(json.dumps(row), flush=True)
+
+
+def read(path: Path) -> dict[str, dict]:
+    """Rows that are there already, by module."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {row["module"]: row for row in csv.DictReader(file)}
+
+
+def main() -> None:
+    from rich.progress import track
+
+    from seam.io import write_csv
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="MODULE", help="run these again")
+    parser.add_argument("--csv", type=Path, default=Path(__file__).with_name("coverage.csv"))
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--gigabytes", type=float, default=14)
+    parser.add_argument("--one", metavar="MODULE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(options.one, options.gigabytes)
+        return
+    rows = read(options.csv)
+    modules = options.only or [module for module in candidates() if module not in rows]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for module in track(modules, "coverage"):
+        command = [sys.executable, __file__, "--one", module, "--gigabytes", str(options.gigabytes)]
+        row = dict.fromkeys(COLUMNS, "") | {"module": module}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=options.seconds)
+            lines = done.stdout.splitlines()
+            row["result"] = "" if lines else (done.stderr.strip().splitlines() or ["ended without a word"])[-1]
+        except subprocess.TimeoutExpired as late:
+            lines = (late.stdout or b"").decode().splitlines()
+            row["result"] = "took too long"
+        if lines:
+            row = json.loads(lines[-1])
+        rows[module] = row
+        write_csv(options.csv, [rows[name] for name in sorted(rows)], COLUMNS)
+    works = sum(row["result"] == "works" for row in rows.values())
+    print(f"{works} of {len(rows)} modules work ({100 * works / max(len(rows), 1):.1f} %)")
+
+
+if __name__ == "__main__":
+    main()

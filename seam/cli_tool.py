@@ -1,0 +1,203 @@
+"""The command line without a pipeline: a timm model, a folder of images, a limit. Thin: `seam.tool` does the work."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option(help="timm model.")]
+ModelOfPolicy = Annotated[str, typer.Option(help="timm model; by default the policy's.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Its weights: a .safetensors file; by default timm's pretrained ones.")
+]
+Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes of the weights; by default timm's.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Folder with train/ and val/, or with one folder a class; or a dataset; by default the digits."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
+Policy = Annotated[Path, typer.Option(help="Policy file.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores.")]
+ALL = 64
+
+
+def _model(name: str, weights: Path | None, classes: int | None, *, untrained: bool = False):
+    """The model with the given weights, else timm's pretrained ones (none when `untrained`)."""
+    from seam.models import build
+    from seam.params import Model as Spec
+
+    spec = Spec(name=name, weights=str(weights) if weights else None, pretrained=not weights and not untrained)
+    return build(spec, classes, 3)
+
+
+def _limit(threads: int) -> None:
+    from seam.cores import limit_threads
+
+    limit_threads(threads)
+
+
+def search(
+    model: Model,
+    out: Out,
+    weights: Weights = None,
+    classes: Classes = None,
+    data: Data = None,
+    budget: Annotated[
+        list[str], typer.Option(help="w4a4, '1.2 GBitOPs', '0.8 MB', '3.5 bits', '12.5 ms'; several: all are met.")
+    ] = ["w4a4"],  # noqa: B006
+    budgets: Annotated[str, typer.Option(help="A curve, e.g. w2a2,w3a3,w4a4: one policy file each.")] = "",
+    lock: Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'blocks.0.*=8/8'.")] = [],  # noqa: B006
+    exclude: Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")] = [],  # noqa: B006
+    latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
+    method: Annotated[str, typer.Option(help="Search method.")] = "seam",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the search, on batches of 32 images.")] = 64,
+    size: Annotated[int, typer.Option(min=8, help="Side in pixels of the images that the search sees.")] = 64,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Threads = ALL,
+) -> None:
+    """Search a policy within a budget: policy.json.
+
+    With --params: a stage of the pipeline.
+    """
+    _limit(threads)
+    from seam import io, show
+    from seam import tool as api
+
+    network = _model(model, weights, classes)
+    images = api.open_images(data, network, image_size=size)
+    curve = [spec.strip() for spec in budgets.split(",") if spec.strip()]
+    found = api.search(
+        network,
+        images,
+        budget,
+        budgets=curve,
+        method=method,
+        lock=lock,
+        exclude=exclude,
+        latency=latency,
+        steps=steps,
+        seed=seed,
+        name=model,
+        settings={"threads": threads},
+    )
+    for spec, policy in zip(curve or [""], found if curve else [found], strict=True):
+        path = out.with_name(f"{out.stem}-{spec.replace(' ', '')}{out.suffix}") if curve else out
+        io.write_json(path, policy)
+        budget = policy["budget"]
+        typer.echo(f"{path}: {budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']} ({budget['spec']})")
+        if len(curve) < 2:
+            show.show(policy, show.terminal())
+
+
+def finetune(
+    policy: Policy,
+    out: Out,
+    data: Data,
+    model: ModelOfPolicy = "",
+    weights: Weights = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate (SGD).")] = 0.005,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    threads: Threads = ALL,
+) -> None:
+    """Finetune the quantized model (quantization-aware training): weights for `evaluate` and `export`.
+
+    With --params: a stage of the pipeline.
+    """
+    _limit(threads)
+    from seam import io
+    from seam import tool as api
+
+    network, about = _of_policy(policy, model, weights)
+    images = api.open_images(data, network, full_size=True)
+    quantized = api.calibrate(api.quantize(network, policy), images)
+    resume = out.with_suffix(".resume.pt")
+    api.finetune(quantized, images, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, resume=resume)
+    io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
+    resume.unlink(missing_ok=True)
+    typer.echo(f"finetune: {about['name']}, {len(images)} images, {out}")
+
+
+def evaluate(
+    policy: Policy,
+    data: Data,
+    model: ModelOfPolicy = "",
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the metrics here (JSON).")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    threads: Threads = ALL,
+) -> None:
+    """Measure the quantized model: with weights of `finetune`, or full-precision ones (then only calibrated).
+
+    With --params: a stage of the pipeline.
+    """
+    _limit(threads)
+    from seam import io
+    from seam import tool as api
+
+    quantized, about = _quantized(policy, model, weights, data)
+    metrics = api.evaluate(quantized, api.open_images(data, quantized, "test", full_size=True), batch_size)
+    if out is not None:
+        io.write_json(out, metrics)
+    typer.echo(f"evaluate: {about['name']}, " + ", ".join(f"{key} {value:g}" for key, value in metrics.items()))
+
+
+def export(
+    policy: Policy,
+    out: Out,
+    data: Data = None,
+    model: ModelOfPolicy = "",
+    weights: Weights = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; by default the newest that onnxruntime runs.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images of the parity check.")] = 256,
+    threads: Threads = ALL,
+) -> None:
+    """Write the quantized model as ONNX, run it in onnxruntime on images, and compare: parity.json beside the file."""
+    _limit(threads)
+    from seam import io
+    from seam import tool as api
+    from seam.export import check_parity, parity
+    from seam.export import export as write
+
+    quantized, about = _quantized(policy, model, weights, data)
+    shown = api.open_images(data, quantized, "test", full_size=True)
+    summary = write(quantized, api.input_size(quantized), out, opset)
+    batches = shown.subset(range(0, len(shown), max(1, len(shown) // images))).batches(16)
+    report = parity(quantized, out, batches, next(quantized.parameters()).device)
+    where = out.with_name(f"{out.stem}.parity.json")
+    io.write_json(where, {**report, "file": out.name, "sha256": io.sha256(out), **summary})
+    typer.echo(f"export: {about['name']}, " + json.dumps(summary) + f", parity in {where}")
+    check_parity(report)
+
+
+def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: bool = False):
+    """The full-precision model that a policy is for, and what the policy says of it."""
+    from seam.errors import SeamError
+    from seam.policy import read_policy
+
+    about = read_policy(policy).get("model", {})
+    name = model or about.get("name", "")
+    if not name:
+        raise SeamError(f"{policy}: does not name its model; give --model")
+    return _model(name, weights, about.get("num_classes"), untrained=untrained), {**about, "name": name}
+
+
+def _quantized(policy: Path, model: str, weights: Path | None, data: str | None):
+    """The quantized model with the weights of `seam finetune`, or calibrated from full-precision ones."""
+    from seam import tool as api
+    from seam.errors import SeamError
+    from seam.io import load_tensors
+
+    state = load_tensors(weights) if weights is not None else {}
+    tuned = any("input_quantizer" in key for key in state)
+    network, about = _of_policy(policy, model, None if tuned else weights, untrained=tuned)
+    quantized = api.quantize(network, policy)
+    if not tuned:
+        return api.calibrate(quantized, api.open_images(data, network, full_size=True)), about
+    try:
+        quantized.load_state_dict(state)
+    except RuntimeError as error:
+        raise SeamError(f"{weights}: not the weights of {about['name']} under {policy}: {error}") from None
+    return quantized.eval(), about

@@ -1,0 +1,301 @@
+"""Policies without a pipeline: a timm model, some images, a limit. What `seam search`, `finetune`, `evaluate` and
+`export` call, and the Python API:
+
+    import seam.tool as seam, timm
+
+    model = timm.create_model("resnet18", num_classes=10).eval()            # your weights
+    policy = seam.search(model, seam.open_images("path/to/folder", model), "w4a4")
+    quantized = seam.quantize(model, policy)                                # a module that trains
+    seam.calibrate(quantized, seam.open_images("path/to/folder", model, full_size=True))
+    seam.evaluate(quantized, seam.open_images("path/to/folder", model, "test", full_size=True))
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seam.errors import SeamError
+from seam.models import default_input_size, find_layers
+
+PROXY_SIZE = 64  # pixels: the side of the images that a search sees, unless told otherwise
+PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
+CALIBRATION_IMAGES = 256
+
+__all__ = ["calibrate", "evaluate", "finetune", "input_size", "open_images", "quantize", "search"]
+
+
+def open_images(
+    data: str | Path | None,
+    model: nn.Module,
+    split: str = "train",
+    *,
+    full_size: bool = False,
+    image_size: int | None = None,
+    data_root: str | Path = "data",
+) -> Any:
+    """Images as `model` wants them: its channels, its mean and standard deviation; a seam.data.loaders.ImageSet.
+
+    Args:
+        data: a folder with train/ and val/ (or test/), each with one folder a class; or a folder with one folder a
+            class, then all of it whatever the split; or a dataset's name; None: scikit-learn's digits, all of them.
+        split: "train" or "test".
+        full_size: at the model's own input size, else at 64 pixels, which suffice for a search.
+        image_size: of a side in pixels, in place of either.
+
+    Raises SeamError for a folder without classes or images, unknown names, and broken files.
+    """
+    from seam.data.files import class_folders
+    from seam.data.loaders import load
+    from seam.data.registry import DATASETS
+
+    channels, *full = default_input_size(model)
+    size = (image_size, image_size) if image_size else tuple(full) if full_size else (PROXY_SIZE, PROXY_SIZE)
+    if data is None:
+        images = load("digits", data_root, "all", None, image_size=size, channels=channels)
+    elif not Path(data).is_dir():
+        if str(data) not in DATASETS or str(data) == "folder":
+            known = ", ".join(name for name in DATASETS if name != "folder")
+            raise SeamError(f"--data {data}: neither a folder nor a dataset; datasets: {known}")
+        images = load(str(data), data_root, split, None, image_size=size, channels=channels)
+    elif class_folders(Path(data)):
+        images = load("folder", data_root, split, data, image_size=size, channels=channels)
+    else:
+        from seam.data.files import flat_folder
+
+        images = flat_folder(Path(data), size, channels)
+    about = getattr(model, "pretrained_cfg", None) or {}
+    for key in ("mean", "std"):
+        if len(about.get(key) or ()) == channels:
+            setattr(images, key, list(about[key]))
+    images.name = str(data or "digits")
+    return images
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) at which a model's MACs are counted and at which it is finetuned, evaluated and exported."""
+    return default_input_size(model)
+
+
+def search(
+    model: nn.Module,
+    images: Any = None,
+    budget: str | Sequence[str] = "w4a4",
+    *,
+    budgets: Sequence[str] = (),
+    method: str = "seam",
+    lock: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    latency: str | Path | None = None,
+    steps: int = 64,
+    seed: int = 0,
+    name: str = "",
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Search a policy; the model is left as it was.
+
+    Args:
+        images: the proxy; by default scikit-learn's digits. With the model's number of classes its classifier is kept,
+            with another number the search trains a new one first.
+        budget: one limit or several to be met at once (`seam.cost.parse_budgets`); the first is the one spent.
+        budgets: a curve instead: one search at the budget in the middle, then an assignment for each; returns a list.
+        lock, exclude: as in `seam.locks.apply_locks`.
+        latency: CSV (layer,w,a,ms), for budgets in ms.
+        steps: of the search, on batches of 32.
+        name: the model's, for the policy file.
+        settings: others of seam.params.SearchSettings.
+
+    Returns: the content of policy.json (docs/policy.md), a list of it for `budgets`.
+    Raises SeamError: a budget that no policy meets (with the reachable range), a pattern that matches no layer.
+    """
+    from seam.assign import assign
+    from seam.cost import parse_budgets, read_latency
+    from seam.locks import apply_locks
+    from seam.models import replace_head
+    from seam.params import SearchSettings
+    from seam.policy import make_policy
+    from seam.quant.kernels import use_kernels
+    from seam.runtime import Meter, set_up
+    from seam.search import load_method
+    from seam.search.problem import Problem
+
+    found = load_method(method)
+    target = input_size(model)
+    layers = apply_locks(find_layers(model, target), lock, exclude)
+    batch = 32
+    images = _in_memory(images if images is not None else open_images(None, model))
+    epochs = math.ceil(steps * batch / max(len(images), batch))
+    own = model.num_classes == len(images.classes)
+    chosen = SearchSettings(**{"epochs": epochs, "batch_size": batch, **(settings or {})})
+    if not own and "warmup_epochs" not in (settings or {}):
+        chosen = chosen.model_copy(update={"warmup_epochs": math.ceil(epochs / 2)})
+    table = read_latency(latency, layers) if latency else None
+    wanted = [parse_budgets(spec, layers, chosen.bits, table) for spec in budgets or [budget]]
+    place = set_up(device, chosen.threads, seed)
+    meter = Meter(place)
+    network, images = _at_size(model, images)
+    if not own:
+        replace_head(network, len(images.classes))
+    network = network.to(place, memory_format=torch.channels_last)
+    meter.macs_per_image = sum(layer.macs for layer in find_layers(network, (target[0], *images.image_size)))
+    meter.kernels, _ = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
+    middle = sorted(wanted, key=lambda limits: limits[0].limit)[len(wanted) // 2]
+    problem = Problem(network, layers, images, middle, chosen, seed, place, meter)
+    preferences = found.preferences(problem)
+    about = {
+        "alias": name or type(model).__name__,
+        "name": name or type(model).__name__,
+        "num_classes": model.num_classes,
+        "in_chans": target[0],
+        "input_size": list(target),
+    }
+    proxy = {"dataset": images.name, "count": len(images), "image_size": list(images.image_size)}
+    policies = []
+    for limits in wanted:
+        spend = getattr(found, "SPEND", chosen.spend)
+        assigned = assign(preferences, problem.names, chosen.bits, limits, spend, groups=problem.groups)
+        policies.append(
+            make_policy(
+                layers,
+                assigned,
+                limits[0],
+                about,
+                more_budgets=limits[1:],
+                proxy=proxy,
+                cost=meter.cost(),
+                versions=True,
+                method=method,
+                search=method,
+                seed=seed,
+            )
+        )
+    return policies if budgets else policies[0]
+
+
+def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Module:
+    """A copy of the model, fake-quantized under a policy (a file, or its content); it trains like any module.
+
+    Its weights are quantized at once; give it images with `calibrate` before use. SeamError: the policy does not fit.
+    """
+    from seam.policy import check_policy, fit_policy, policy_layers, read_policy
+    from seam.quant.apply import quantize as apply
+
+    where = policy if isinstance(policy, str | Path) else "policy"
+    content = read_policy(policy) if isinstance(policy, str | Path) else check_policy(policy, where)
+    layers = find_layers(model, input_size(model))
+    bits = fit_policy(content, layers, where)
+    return apply(copy.deepcopy(model), bits, policy_layers(content, layers))
+
+
+def calibrate(model: nn.Module, images: Any, count: int = CALIBRATION_IMAGES, device: str = "auto") -> nn.Module:
+    """Set the input quantizers of a quantized model from its first `count` shuffled images; returns the model."""
+    from seam.quant.apply import calibrate as apply
+    from seam.runtime import set_up
+
+    place = set_up(device, 10**6, 0)
+    model.to(place)
+    apply(model, [next(iter(images.batches(min(count, len(images)), seed=0, device=place)))])
+    return model
+
+
+def finetune(
+    model: nn.Module,
+    images: Any,
+    *,
+    epochs: int = 1,
+    batch_size: int = 64,
+    lr: float = 0.005,
+    step_lr: float = 1e-3,
+    augment: bool = True,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Quantization-aware training of a quantized model, in place; returns the rows of its history.
+
+    The images' classes must be the model's (SeamError otherwise). `resume`: checkpoint of an interrupted run.
+    """
+    from seam import training
+    from seam.params import Finetune
+    from seam.quant.kernels import use_kernels
+    from seam.runtime import Meter, set_up
+
+    _check_classes(model, images)
+    settings = Finetune(epochs=epochs, batch_size=batch_size, lr=lr, step_lr=step_lr, augment=augment)
+    place = set_up(device, 10**6, seed)
+    meter = Meter(place)
+    use_kernels(settings.kernels, device=place)
+    model.to(place, memory_format=torch.channels_last)
+    return training.fit(
+        model,
+        training.cross_entropy(model),
+        images,
+        settings.epochs,
+        settings.batch_size,
+        training.training_groups(model, settings),
+        seed,
+        place,
+        meter,
+        augment=augment,
+        resume=Path(resume) if resume else None,
+        label="finetune",
+    )
+
+
+def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = "auto") -> dict[str, float]:
+    """Top-1, top-5 (percent), loss and class margin. The images' classes must be the model's (SeamError otherwise)."""
+    from seam.evaluate import evaluate as measure
+    from seam.quant.kernels import use_kernels
+    from seam.runtime import set_up
+
+    _check_classes(model, images)
+    place = set_up(device, 10**6, 0)
+    use_kernels(device=place)
+    return measure(model.to(place, memory_format=torch.channels_last), images, batch_size, place)
+
+
+def _check_classes(model: nn.Module, images: Any) -> None:
+    if len(images.classes) != model.num_classes:
+        raise SeamError(
+            f"the images have {len(images.classes)} classes, the model {model.num_classes}: give its own classes, "
+            "one folder each, in the model's order by name"
+        )
+
+
+def _in_memory(images: Any) -> Any:
+    """At most 1024 class-balanced images, decoded once: a search goes over them again and again."""
+    from seam.data.loaders import TensorSet
+    from seam.data.sampling import sample_indices
+
+    name = getattr(images, "name", "images")
+    if len(images) > PROXY_IMAGES:
+        images = images.subset(sample_indices(images.labels.numpy(), PROXY_IMAGES, "balanced", 0))
+    if not isinstance(images, TensorSet):
+        mean, std = torch.tensor(images.mean) * 255, torch.tensor(images.std) * 255
+        parts = [
+            (x.permute(0, 2, 3, 1) * std + mean).round().clamp(0, 255).to(torch.uint8) for x, _ in images.batches(64)
+        ]
+        images = TensorSet(torch.cat(parts), images.labels, images.classes, images.mean, images.std, images.flip)
+    images.name = name
+    return images
+
+
+def _at_size(model: nn.Module, images: Any) -> tuple[nn.Module, Any]:
+    """A copy of the model that takes the images' size (timm's transformers are built for one); else larger images."""
+    from seam.data.sets import resize_pixels
+
+    network, full = copy.deepcopy(model), input_size(model)
+    try:
+        if hasattr(network, "set_input_size"):
+            network.set_input_size(img_size=images.image_size)
+        find_layers(network, (full[0], *images.image_size))
+        return network, images
+    except (SeamError, AssertionError, ValueError, TypeError, RuntimeError):
+        images = images.subset(range(len(images)))
+        images.pixels, images.image_size = resize_pixels(images.pixels, full[1:]), full[1:]
+        return copy.deepcopy(model), images

@@ -1,0 +1,165 @@
+"""The tool and the Python API: a model, a folder of images, a limit; no pipeline."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from digit_images import save_digits
+from engines import REPOSITORY, environment
+
+import seam.tool as seam
+from seam.errors import SeamError
+from seam.io import read_json, save_tensors
+from seam.models import find_layers, input_size
+from seam.policy import entries
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """train/ and val/ with digits as PNG files, and a flat folder with the same classes."""
+    base = tmp_path_factory.mktemp("digits")
+    save_digits(base / "split" / "train", range(0, 200))
+    save_digits(base / "split" / "val", range(200, 260))
+    save_digits(base / "flat", range(0, 100))
+    return base
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=10).eval()
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, "-m", "seam", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(REPOSITORY), capture_output=True, text=True, timeout=300)
+
+
+def test_search_quantize_calibrate_finetune_evaluate(folder, model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = seam.open_images(folder / "split", model, image_size=SIZE)
+    policy = seam.search(model, images, "w4a4", steps=4, settings={"kernels": "eager"})
+    assert policy["budget"]["share"] <= 1
+    assert policy["proxy"]["count"] == 200
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    full = seam.open_images(folder / "split", model, image_size=SIZE)
+    quantized = seam.calibrate(seam.quantize(model, policy), full)
+    history = seam.finetune(quantized, full, epochs=2, lr=0.02)
+    assert history[-1]["loss"] < history[0]["loss"]
+    metrics = seam.evaluate(quantized, seam.open_images(folder / "split", model, "test", image_size=SIZE))
+    assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
+
+
+def test_the_same_seed_gives_the_same_policy(folder, model):
+    images = seam.open_images(folder / "flat", model, image_size=SIZE)
+    options = {"steps": 3, "settings": {"kernels": "eager"}}
+    first, second = (seam.search(model, images, "w3a3", **options) for _ in range(2))
+    assert json.dumps(first) == json.dumps(second)
+
+
+def test_macs_are_counted_at_the_model_s_size_not_at_the_proxy_s(folder, model):
+    images = seam.open_images(folder / "flat", model, image_size=SIZE)
+    policy = seam.search(model, images, "w3a3", method="uniform")
+    assert {name: e["macs"] for name, e in policy["layers"].items()} == {
+        layer.name: layer.macs for layer in find_layers(model, seam.input_size(model))
+    }
+
+
+def test_lock_exclude_and_several_budgets(model):
+    names = [layer.name for layer in find_layers(model, seam.input_size(model))]
+    policy = seam.search(
+        model,
+        budget=["w4a4", "0.2 MB"],
+        method="random",
+        lock=[f"{names[1]}=8/6"],
+        exclude=[names[2]],
+    )
+    bits = {entry.name: (entry.w, entry.a) for entry in entries(policy)}
+    assert bits[names[1]] == (8, 6) and bits[names[2]] == (32, 32)
+    assert policy["budget"]["share"] <= 1 and policy["more_budgets"][0]["share"] <= 1
+    seam.quantize(model, policy)
+    with pytest.raises(SeamError, match="reachable range"):
+        seam.search(model, budget="w1a1", method="random")
+
+
+def test_a_curve_spends_each_of_its_budgets(model):
+    policies = seam.search(model, budgets=["w2a2", "w3a3", "w5a5"], method="random")
+    spent = [policy["budget"]["spent"] for policy in policies]
+    assert spent == sorted(spent) and len(set(spent)) == 3
+    assert all(0.97 <= policy["budget"]["share"] <= 1 for policy in policies)
+
+
+def test_a_transformer_takes_small_images(folder):
+    model = timm.create_model("test_vit", num_classes=10).eval()
+    images = seam.open_images(folder / "flat", model, image_size=SIZE)
+    policy = seam.search(model, images, "w4a4", steps=2, settings={"kernels": "eager"})
+    assert policy["cost"]["steps"] >= 2
+    assert policy["model"]["input_size"] == list(seam.input_size(model))
+
+
+def test_images_are_normalised_as_the_model_wants_them(folder, model):
+    model.pretrained_cfg["mean"], model.pretrained_cfg["std"] = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    for data in (None, folder / "flat", folder / "split"):
+        images = seam.open_images(data, model, image_size=16)
+        assert (images.mean, images.std) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
+        assert next(iter(images.batches(4)))[0].shape == (4, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [("nowhere", "neither a folder nor a dataset"), (".", "one folder a class")]
+)
+def test_data_that_is_none(tmp_path, monkeypatch, model, data, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SeamError, match=message):
+        seam.open_images(data, model)
+
+
+def test_other_classes_than_the_model_s_cannot_be_evaluated(folder):
+    model = timm.create_model("test_resnet", num_classes=7).eval()
+    with pytest.raises(SeamError, match="10 classes, the model 7"):
+        seam.evaluate(model, seam.open_images(folder / "flat", model, image_size=SIZE))
+
+
+def test_the_four_commands(folder, model, tmp_path):
+    save_tensors(tmp_path / "mine.safetensors", model.state_dict())
+    data = ["--data", folder / "split"]
+    done = run(
+        *("search", "--model", "test_resnet", "--weights", "mine.safetensors", "--classes", 10, *data),
+        *("--budget", "w6a6", "--steps", 4, "--size", 32, "-o", "policy.json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "policy.json" in done.stdout
+    policy = ["--policy", "policy.json"]
+    done = run("finetune", *policy, "--weights", "mine.safetensors", *data, "-o", "tuned.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", *policy, "--weights", "tuned.safetensors", *data, "-o", "metrics.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "metrics.json")["top1"] >= 0
+    done = run("export", *policy, "--weights", "tuned.safetensors", *data, "-o", "model.onnx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model.onnx").stat().st_size > 0
+    assert read_json(tmp_path / "model.parity.json")["file"] == "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model", "resnet81"], ["resnet81", "resnet18"]),
+        (["--model", "test_resnet", "--weights", "none.safetensors"], ["none.safetensors"]),
+    ],
+)
+def test_bad_input_is_named_with_exit_code_2(tmp_path, arguments, named):
+    done = run("search", *arguments, "-o", "policy.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert all(text in done.stderr for text in named), done.stderr
+    assert not (tmp_path / "policy.json").exists()
+
+
+def test_input_size_is_timm_s(model):
+    assert seam.input_size(model) == input_size(3, model.pretrained_cfg["input_size"][1:])
