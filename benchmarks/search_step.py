@@ -21,6 +21,7 @@ import time
 CASES = {  # name: (timm model, options, channels, image size, batch size)
     "resnet18@224": ("resnet18", {}, 3, 224, 16),
     "resnet18@32": ("resnet18", {"small_stem": True}, 3, 32, 32),
+    "resnet18-stem7@32": ("resnet18", {}, 3, 32, 32),  # the network of 224x224, on a small proxy
     "resnet18@8": ("resnet18", {}, 1, 8, 64),
     "mobilenetv2_100@224": ("mobilenetv2_100", {}, 3, 224, 16),
     "deit_tiny@224": ("deit_tiny_patch16_224", {}, 3, 224, 16),

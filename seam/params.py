@@ -99,6 +99,7 @@ class Finetune(Training):
     """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam)."""
 
     step_lr: Positive = 1e-2
+    clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without
     kernels: Literal["auto", "compiled", "eager"] = "auto"
 
 

@@ -190,6 +190,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
             device,
             meter,
             augment=settings.augment,
+            clip_norm=settings.clip_norm,
             resume=resume,
             live=log.log,
             label=f"finetune {job.name}",

@@ -242,6 +242,7 @@ def finetune(
         place,
         meter,
         augment=augment,
+        clip_norm=settings.clip_norm,
         resume=Path(resume) if resume else None,
         label="finetune",
     )

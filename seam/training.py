@@ -75,6 +75,7 @@ def fit(
     device: torch.device,
     meter: Meter,
     augment: bool = False,
+    clip_norm: float | None = None,
     resume: Path | None = None,
     live: Callable[..., None] = lambda step, **metrics: None,
     label: str = "train",
@@ -85,6 +86,8 @@ def fit(
         module: everything with state (parameters, buffers) that training changes.
         loss: (images, labels, share of all steps done) -> (scalar loss, scalars to log).
         images: a seam.data.loaders.ImageSet.
+        clip_norm: the most that the gradient of the first group's parameters may have as its norm; longer ones are
+            scaled down. Few-bit depthwise networks pass gradients on magnified a thousandfold.
         resume: checkpoint file, written about once a minute. If it exists, training goes on from it and ends the
             same: the order of images and their augmentation depend on seed, epoch and position only.
         live: called with (step, **metrics) for each row of the history.
@@ -131,6 +134,8 @@ def fit(
             with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
                 value, logs = loss(x, y, done)
             value.backward()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(groups[0].params, clip_norm)
             for optimizer in optimizers:
                 optimizer.step()
             step += 1

@@ -9,7 +9,7 @@ from engines import REPOSITORY
 from seam.errors import SeamError
 from seam.params import STAGE_KEYS, Job, load_params, parse_params
 
-FILES = ["params.yaml", *(f"experiments/{name}.yaml" for name in ("smoke", "cifar", "imagenet"))]
+FILES = ["params.yaml", *(f"experiments/{name}.yaml" for name in ("smoke", "cifar", "imagenet", "efficiency"))]
 
 
 RAW = """

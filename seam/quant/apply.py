@@ -40,7 +40,7 @@ def quantize(model: nn.Module, bits: Mapping[str, tuple[int, int]], layers: Sequ
         standardize(layer)
         device = layer.weight.device
         quantizer = Quantizer(w, channels=layer.weight.shape[0]).to(device)
-        quantizer.fit(channel_samples(layer.weight))
+        quantizer.fit(*channel_samples(layer.weight))
         if group in shared:
             vars(layer)["input_quantizer"] = shared[group]  # not a submodule: safetensors refuses shared tensors
         else:

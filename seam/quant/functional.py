@@ -88,12 +88,13 @@ def integer_bounds(bits: tuple[int, ...] | list[int], signed: bool) -> Tensor:
 
 
 @torch.no_grad()
-def initial_steps(x: Tensor, bounds: Tensor, candidates: int = 24) -> Tensor:
+def initial_steps(x: Tensor, bounds: Tensor, counts: Tensor | None = None, candidates: int = 24) -> Tensor:
     """Steps of least squared error, per row and bit-width, by a grid search.
 
     Args:
         x: [C, K] samples, one row a channel (C = 1 for per-tensor steps).
         bounds: [2, B].
+        counts: [K], how many elements each sample stands for; None: equally many.
 
     Returns: [B, C] steps; a row of zeros gets a small positive step.
     """
@@ -108,7 +109,8 @@ def initial_steps(x: Tensor, bounds: Tensor, candidates: int = 24) -> Tensor:
         steps = reach * fraction
         for b in range(len(lower)):
             s = steps[b][:, None]
-            error = (torch.round((x / s).clamp(lower[b], upper[b])) * s - x).square().sum(1)
+            error = (torch.round((x / s).clamp(lower[b], upper[b])) * s - x).square()
+            error = error.sum(1) if counts is None else error @ counts
             better = error < best_error[b]
             best[b] = torch.where(better, steps[b], best[b])
             best_error[b] = torch.where(better, error, best_error[b])

@@ -126,7 +126,7 @@ def test_weights_of_a_decided_mixture_are_exact():
     net.refresh()
     quantizer = Quantizer(4, channels=8)
     original = net.model.one.parametrizations.weight.original
-    quantizer.fit(channel_samples(original))
+    quantizer.fit(*channel_samples(original))
     torch.testing.assert_close(net.model.one.weight, quantizer(original))
 
 
@@ -153,3 +153,15 @@ def test_temperature_sharpens():
     net.refresh()
     assert net.entropy() < warm
     assert net.preferences().shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_steps_from_samples_are_near_those_from_all_elements(bits):
+    weight = torch.randn(16, 4608, generator=torch.Generator().manual_seed(0))
+
+    def error(fit_to):
+        quantizer = Quantizer(bits, channels=16)
+        quantizer.fit(*fit_to)
+        return (quantizer(weight) - weight).square().mean().sqrt().item()
+
+    assert error(channel_samples(weight)) < 1.05 * error((weight,))

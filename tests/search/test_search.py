@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from seam.cost import parse_budget, parse_budgets
 from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.locks import apply_locks
-from seam.models import build, find_layers
+from seam.models import build, capture_features, find_layers
 from seam.params import Model, SearchSettings, Training
+from seam.quant.apply import calibrate, quantize
 from seam.quant.kernels import use_kernels
+from seam.quant.modules import Quantizer, weight_quantizer
 from seam.runtime import Meter
 from seam.search import METHODS, load_method
 from seam.search.problem import Problem
@@ -163,3 +167,45 @@ def test_uniform_stays_uniform_below_an_odd_budget():
 def test_random_draws_differ_and_repeat():
     draws = [solve("random", problem(options={"draw": draw}))[0] for draw in (0, 1, 0)]
     assert draws[0] == draws[2] != draws[1]
+
+
+def test_sensitivity_is_the_feature_error_of_one_quantized_tensor(digits, trained):
+    given = problem(images=digits)
+    given.model.load_state_dict(trained)
+    table = load_method("sensitivity").preferences(given)
+    searched = [layer for layer in given.layers if not layer.fixed]
+    # By hand, without replayed outputs: the weight of a late layer at 3 bits, its input at 6 left as it is.
+    x = next(iter(digits.batches(128, seed=0)))
+    i, j = len(searched) - 2, BITS.index(3)
+    net = quantize(copy.deepcopy(given.model), {layer.name: (3, 3) for layer in searched}, searched)
+    calibrate(net, [x])
+    for module in net.modules():
+        if isinstance(module, Quantizer):
+            module.enabled = False
+    features = []
+    for on in (False, True):
+        weight_quantizer(net.get_submodule(searched[i].name)).enabled = on
+        with torch.no_grad(), capture_features(net) as captured:
+            net(x[0])
+        features.append(torch.nn.functional.normalize(captured[-1], dim=1))
+    error = (features[1] - features[0]).square().sum(1).mean().item()
+    alone = table[i, :, -1] - table[i, -1, -1]  # differences of weight errors: the input's part cancels
+    more = table[i, j, -1] - table[i, -1, -1]
+    assert error > 1e-6
+    assert np.all(np.diff(alone) >= 0)
+    six = problem(images=digits)
+    six.model.load_state_dict(trained)
+    assert np.array_equal(load_method("sensitivity").preferences(six), table)
+    assert -more == pytest.approx(error, rel=0.2)  # less the small error at 6 bits
+
+
+def test_sensitivity_counts_a_shared_input_once(digits):
+    given = problem(images=digits, model="resnet18")
+    for module in given.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)  # timm starts residual branches at 0: nothing in them would matter
+    table = load_method("sensitivity").preferences(given)
+    later = [i for i, group in enumerate(given.groups) if given.groups.index(group) != i]
+    assert later
+    for i in range(len(table)):
+        assert (np.ptp(table[i], axis=1).max() == 0) == (i in later)

@@ -1,0 +1,111 @@
+"""Training-free sensitivity: how far quantizing one tensor moves the features. Sees images, not their labels.
+
+For each searched layer, its weight alone (and, for each group of layers that read one tensor, that input alone) is
+quantized at each bit-width, and the normalised pre-logits z of the proxy's images are compared with those of the
+full-precision model:
+
+    P_lwa = -(E_lw + E_la),      E = mean_i ||z'_i - z_i||^2
+
+so the assignment minimises the sum of the errors, as if they were independent (the additive model of HAWQ-V2, Dong et
+al. 2020, and of most training-free methods, with features in place of the loss). No step is learned. Of the layers
+before the quantized one, convolutions and linear layers return what they returned for the full-precision model instead
+of computing it again.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seam.models import capture_features
+from seam.quant.apply import calibrate, quantize
+from seam.quant.modules import weight_quantizer
+from seam.runtime import progress
+from seam.search.problem import Problem
+
+
+@torch.no_grad()
+def preferences(problem: Problem) -> np.ndarray:
+    """[L, B, B] minus the feature error of each layer's (weight bits, activation bits)."""
+    model, settings, names = problem.model.eval(), problem.settings, problem.names
+    batch = next(iter(problem.images.batches(settings.calibration_images, seed=problem.seed, device=problem.device)))
+    errors = np.zeros((2, len(names), len(settings.bits)))  # of weights, of inputs
+    searched = [layer for layer in problem.layers if not layer.fixed]
+    jobs = [(j, i) for j in range(len(settings.bits)) for i in range(len(names))]
+    net: nn.Module | None = None
+    with problem.meter.part("sensitivity"):
+        for j, i in progress(jobs, len(jobs), "sensitivity"):
+            if i == 0:
+                bits = dict.fromkeys(names, (settings.bits[j],) * 2)
+                net = quantize(copy.deepcopy(model), bits, searched)
+                calibrate(net, [batch])
+                modules = dict(net.named_modules())
+                weights = [weight_quantizer(modules[name]) for name in names]
+                inputs = [modules[name].input_quantizer for name in names]
+                for quantizer in weights + inputs:
+                    quantizer.enabled = False
+                known: dict[str, list[Tensor]] = {}
+                with _outputs(modules, names, known):
+                    reference = _features(net, batch[0])
+                problem.meter.images += len(batch[0])
+            with _replayed(modules, names[:i], known):
+                for kind, quantizer in enumerate((weights[i], inputs[i])):
+                    if kind and problem.groups.index(problem.groups[i]) != i:
+                        continue  # a shared input: its error is counted once, with the group's first layer
+                    quantizer.enabled = True
+                    errors[kind, i, j] = (_features(net, batch[0]) - reference).square().sum(1).mean().item()
+                    quantizer.enabled = False
+                    problem.meter.images += len(batch[0])
+    return -(errors[0][:, :, None] + errors[1][:, None, :])
+
+
+def _copy(output: Tensor, *_: Any, **__: Any) -> Tensor:
+    return output.clone()  # what follows may compute in place
+
+
+def _features(net: nn.Module, x: Tensor) -> Tensor:
+    """Normalised pre-logits [N, F]."""
+    with capture_features(net) as features:
+        net(x)
+    return F.normalize(features[-1].float(), dim=1)
+
+
+@contextmanager
+def _outputs(modules: dict[str, nn.Module], names: list[str], known: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Within the context, note the outputs of the named layers, in the order of their calls."""
+    hooks = [
+        modules[name].register_forward_hook(
+            lambda _, __, output, name=name: known.setdefault(name, []).append(output.clone())
+        )
+        for name in names
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _replayed(modules: dict[str, nn.Module], names: list[str], known: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Within the context, the named layers return their noted outputs. A layer noted several times computes again."""
+    changed: list[tuple[nn.Module, Any]] = []
+    for name in names:
+        outputs, module = known.get(name, []), modules[name]
+        if len(outputs) == 1:
+            changed.append((module, vars(module).get("forward")))
+            module.forward = partial(_copy, outputs[0])
+    try:
+        yield
+    finally:
+        for module, forward in changed:
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
