@@ -75,10 +75,10 @@ def fit(
     device: torch.device,
     meter: Meter,
     augment: bool = False,
-    clip_norm: float | None = None,
     resume: Path | None = None,
     live: Callable[..., None] = lambda step, **metrics: None,
     label: str = "train",
+    clip_norm: float | None = None,
 ) -> list[dict[str, Any]]:
     """Train `module` in place and return the rows of history.csv.
 
@@ -86,11 +86,11 @@ def fit(
         module: everything with state (parameters, buffers) that training changes.
         loss: (images, labels, share of all steps done) -> (scalar loss, scalars to log).
         images: a seam.data.loaders.ImageSet.
-        clip_norm: the most that the gradient of the first group's parameters may have as its norm; longer ones are
-            scaled down. Few-bit depthwise networks pass gradients on magnified a thousandfold.
         resume: checkpoint file, written about once a minute. If it exists, training goes on from it and ends the
             same: the order of images and their augmentation depend on seed, epoch and position only.
         live: called with (step, **metrics) for each row of the history.
+        clip_norm: the most that the gradient of the first group's parameters may have as its norm; longer ones are
+            scaled down. Few-bit depthwise networks pass gradients on magnified a thousandfold.
     """
     groups = [group for group in groups if group.params]
     optimizers = [group.optimizer() for group in groups]

@@ -109,3 +109,17 @@ def test_weight_decay_spares_biases_and_norms():
     optimizer = training.Group(list(network().parameters()), 0.1, "sgd", 0.01).optimizer()
     for group in optimizer.param_groups:
         assert all((p.dim() > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_long_gradients_are_clipped(images):
+    moved = []
+    for clip_norm in (None, 1e-3):
+        model = network()
+        before = model.fc.weight.detach().clone()
+        groups = [training.Group(list(model.parameters()), 0.05, momentum=0.0)]
+        few = images[0].subset(range(256))
+        loss = training.cross_entropy(model)
+        training.fit(model, loss, few, 1, 64, groups, 0, CPU, Meter(CPU), clip_norm=clip_norm)
+        moved.append((model.fc.weight - before).norm().item())
+    assert moved[0] > 1e-2
+    assert 0 < moved[1] <= 4 * 0.05 * 1e-3  # steps x learning rate x norm
