@@ -30,6 +30,8 @@ def rows(path: str) -> list[dict]:
         for search in params.grid.searches:
             mine = [r for r in found if r.job.model == model and r.job.search == search]
             base = [r for r in found if r.job.model == model and r.job.search == params.claims.baseline]
+            if not all(r.searched for r in mine):
+                continue  # it saw no images: it has no cost to compare
             top1 = [r.top1 for r in mine]
             gaps = [a.top1 - b.top1 for a, b in zip(mine, base, strict=True)]
             table.append(

@@ -10,11 +10,13 @@ which looks at every job as `dvc repro` does and changes nothing.
 """
 
 import argparse
+import base64
 import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from seam.cores import available_cores
@@ -36,11 +38,15 @@ def timed(command: list[str], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def job_times(folder: Path) -> list[tuple[str, float, float]]:
+def job_times(outputs: Iterable[Path]) -> list[tuple[str, float, float]]:
     """(rule, start, end) of each job, from Snakemake's records: one an output, so several a job."""
+    ours = {base64.b64encode(str(output).encode()).decode() for output in outputs}
+    folder = Path(".snakemake/metadata")
     jobs: dict[str, list[dict]] = {}
     for path in folder.rglob("*"):
-        record = json.loads(path.read_text()) if path.is_file() else {}
+        # A record's name is its output's in base64, cut into folders where it is long.
+        name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
+        record = json.loads(path.read_text()) if path.is_file() and name in ours else {}
         if record.get("starttime") and record.get("endtime"):
             jobs.setdefault(record["shellcmd"], []).append(record)
     return [
@@ -65,7 +71,7 @@ def main() -> None:
                     starts.append(sum(seconds for part, seconds in cost.items() if part != "train"))
                 for name, seconds in cost.items():
                     parts[name] = parts.get(name, 0.0) + seconds
-    jobs = job_times(Path(".snakemake/metadata"))
+    jobs = job_times(output for node in nodes(params) for output in node.outputs)
     span = max(end for _, _, end in jobs) - min(start for _, start, _ in jobs)
     cores = available_cores()
     rules: dict[str, float] = {}

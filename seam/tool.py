@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from seam.data.registry import DATASETS
 from seam.errors import SeamError
 from seam.models import default_input_size, find_layers
 
@@ -26,7 +27,16 @@ PROXY_SIZE = 64  # pixels: the side of the images that a search sees, unless tol
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 CALIBRATION_IMAGES = 256
 
-__all__ = ["calibrate", "evaluate", "finetune", "input_size", "open_images", "quantize", "search"]
+__all__ = [
+    "calibrate",
+    "evaluate",
+    "finetune",
+    "input_size",
+    "load_finetuned",
+    "open_images",
+    "quantize",
+    "search",
+]
 
 
 def open_images(
@@ -51,7 +61,6 @@ def open_images(
     """
     from seam.data.files import class_folders
     from seam.data.loaders import load
-    from seam.data.registry import DATASETS
 
     channels, *full = default_input_size(model)
     size = (image_size, image_size) if image_size else tuple(full) if full_size else (PROXY_SIZE, PROXY_SIZE)
@@ -62,7 +71,7 @@ def open_images(
             known = ", ".join(name for name in DATASETS if name != "folder")
             raise SeamError(f"--data {data}: neither a folder nor a dataset; datasets: {known}")
         images = load(str(data), data_root, split, None, image_size=size, channels=channels)
-    elif class_folders(Path(data)):
+    elif class_folders(Path(data)) or Path(data, "train").is_dir():
         images = load("folder", data_root, split, data, image_size=size, channels=channels)
     else:
         from seam.data.files import flat_folder
@@ -84,7 +93,7 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 def search(
     model: nn.Module,
     images: Any = None,
-    budget: str | Sequence[str] = "w4a4",
+    budget: str | Sequence[str] = (),
     *,
     budgets: Sequence[str] = (),
     method: str = "seam",
@@ -100,10 +109,12 @@ def search(
     """Search a policy; the model is left as it was.
 
     Args:
-        images: the proxy; by default scikit-learn's digits. With the model's number of classes its classifier is kept,
-            with another number the search trains a new one first.
-        budget: one limit or several to be met at once (`seam.cost.parse_budgets`); the first is the one spent.
-        budgets: a curve instead: one search at the budget in the middle, then an assignment for each; returns a list.
+        images: the proxy; by default scikit-learn's digits. A folder with as many classes as the model is taken to
+            have the model's own; with others, and for a dataset by name, the search trains a new classifier first.
+        budget: one limit or several to be met at once (`seam.cost.parse_budgets`); the first is the one spent. By
+            default w4a4.
+        budgets: a curve: one search at the budget in the middle, then an assignment for each; returns a list. Limits
+            in `budget` are met by each as well.
         lock, exclude: as in `seam.locks.apply_locks`.
         latency: CSV (layer,w,a,ms), for budgets in ms.
         steps: of the search, on batches of 32.
@@ -130,12 +141,15 @@ def search(
     batch = 32
     images = _in_memory(images if images is not None else open_images(None, model))
     epochs = math.ceil(steps * batch / max(len(images), batch))
-    own = model.num_classes == len(images.classes)
-    chosen = SearchSettings(**{"epochs": epochs, "batch_size": batch, **(settings or {})})
+    own = model.num_classes == len(images.classes) and images.name not in DATASETS
+    given = {"epochs": epochs, "batch_size": batch, "threads": torch.get_num_threads(), **(settings or {})}
+    chosen = SearchSettings(**given)
     if not own and "warmup_epochs" not in (settings or {}):
         chosen = chosen.model_copy(update={"warmup_epochs": math.ceil(epochs / 2)})
     table = read_latency(latency, layers) if latency else None
-    wanted = [parse_budgets(spec, layers, chosen.bits, table) for spec in budgets or [budget]]
+    limits = [budget] if isinstance(budget, str) else list(budget)
+    specs = [[spec, *limits] for spec in budgets] or [limits or ["w4a4"]]
+    wanted = [parse_budgets(spec, layers, chosen.bits, table) for spec in specs]
     place = set_up(device, chosen.threads, seed)
     meter = Meter(place)
     network, images = _at_size(model, images)
@@ -154,7 +168,7 @@ def search(
         "in_chans": target[0],
         "input_size": list(target),
     }
-    proxy = {"dataset": images.name, "count": len(images), "image_size": list(images.image_size)}
+    proxy = {"dataset": images.name, "count": len(images) if meter.images else 0, "image_size": [*images.image_size]}
     policies = []
     for limits in wanted:
         spend = getattr(found, "SPEND", chosen.spend)
@@ -192,12 +206,32 @@ def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Mod
     return apply(copy.deepcopy(model), bits, policy_layers(content, layers))
 
 
+def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
+    """Load weights of `finetune` into a quantized model; returns it.
+
+    SeamError: they are another model's, or were tuned under other bits (their shapes do not tell).
+    """
+    from seam.io import load_tensors
+    from seam.quant.modules import Quantizer
+
+    state = load_tensors(weights)
+    for name, module in model.named_modules():
+        bounds = state.get(f"{name}.bounds") if isinstance(module, Quantizer) else None
+        if bounds is not None and (found := round(math.log2(float(bounds[1, 0] - bounds[0, 0]) + 1))) != module.bits:
+            raise SeamError(f"{weights}: tuned under another policy: {name} has {found} bits, not {module.bits}")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise SeamError(f"{weights}: not the weights of this model under this policy: {error}") from None
+    return model.eval()
+
+
 def calibrate(model: nn.Module, images: Any, count: int = CALIBRATION_IMAGES, device: str = "auto") -> nn.Module:
     """Set the input quantizers of a quantized model from its first `count` shuffled images; returns the model."""
     from seam.quant.apply import calibrate as apply
     from seam.runtime import set_up
 
-    place = set_up(device, 10**6, 0)
+    place = set_up(device, torch.get_num_threads(), 0)
     model.to(place)
     apply(model, [next(iter(images.batches(min(count, len(images)), seed=0, device=place)))])
     return model
@@ -227,7 +261,7 @@ def finetune(
 
     _check_classes(model, images)
     settings = Finetune(epochs=epochs, batch_size=batch_size, lr=lr, step_lr=step_lr, augment=augment)
-    place = set_up(device, 10**6, seed)
+    place = set_up(device, torch.get_num_threads(), seed)
     meter = Meter(place)
     use_kernels(settings.kernels, device=place)
     model.to(place, memory_format=torch.channels_last)
@@ -255,7 +289,7 @@ def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = 
     from seam.runtime import set_up
 
     _check_classes(model, images)
-    place = set_up(device, 10**6, 0)
+    place = set_up(device, torch.get_num_threads(), 0)
     use_kernels(device=place)
     return measure(model.to(place, memory_format=torch.channels_last), images, batch_size, place)
 
@@ -270,18 +304,21 @@ def _check_classes(model: nn.Module, images: Any) -> None:
 
 def _in_memory(images: Any) -> Any:
     """At most 1024 class-balanced images, decoded once: a search goes over them again and again."""
-    from seam.data.loaders import TensorSet
     from seam.data.sampling import sample_indices
 
     name = getattr(images, "name", "images")
     if len(images) > PROXY_IMAGES:
         images = images.subset(sample_indices(images.labels.numpy(), PROXY_IMAGES, "balanced", 0))
-    if not isinstance(images, TensorSet):
-        mean, std = torch.tensor(images.mean) * 255, torch.tensor(images.std) * 255
-        parts = [
-            (x.permute(0, 2, 3, 1) * std + mean).round().clamp(0, 255).to(torch.uint8) for x, _ in images.batches(64)
-        ]
-        images = TensorSet(torch.cat(parts), images.labels, images.classes, images.mean, images.std, images.flip)
+    mean, std = torch.tensor(images.mean) * 255, torch.tensor(images.std) * 255
+    parts = [(x.permute(0, 2, 3, 1) * std + mean).round().clamp(0, 255).to(torch.uint8) for x, _ in images.batches(64)]
+    return _held(torch.cat(parts), images, name)
+
+
+def _held(pixels: torch.Tensor, like: Any, name: str) -> Any:
+    """A set in memory with the labels and moments of `like`."""
+    from seam.data.sets import TensorSet
+
+    images = TensorSet(pixels, like.labels, like.classes, like.mean, like.std, like.flip)
     images.name = name
     return images
 
@@ -297,6 +334,4 @@ def _at_size(model: nn.Module, images: Any) -> tuple[nn.Module, Any]:
         find_layers(network, (full[0], *images.image_size))
         return network, images
     except (SeamError, AssertionError, ValueError, TypeError, RuntimeError):
-        images = images.subset(range(len(images)))
-        images.pixels, images.image_size = resize_pixels(images.pixels, full[1:]), full[1:]
-        return copy.deepcopy(model), images
+        return copy.deepcopy(model), _held(resize_pixels(images.pixels, full[1:]), images, images.name)

@@ -110,11 +110,37 @@ def test_images_are_normalised_as_the_model_wants_them(folder, model):
         assert next(iter(images.batches(4)))[0].shape == (4, 3, 16, 16)
 
 
+def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
+    policies = [seam.search(model, budgets=["w2a2", "w5a5"], method="random")[i] for i in (0, 1)]
+    tuned = seam.quantize(model, policies[0])
+    save_tensors(tmp_path / "tuned.safetensors", tuned.state_dict())
+    assert seam.load_finetuned(seam.quantize(model, policies[0]), tmp_path / "tuned.safetensors")
+    with pytest.raises(SeamError, match="tuned under another policy"):
+        seam.load_finetuned(seam.quantize(model, policies[1]), tmp_path / "tuned.safetensors")
+
+
+def test_a_model_that_cannot_run_on_small_images_gets_larger_ones(folder):
+    model = timm.create_model("inception_v3", num_classes=10).eval()
+    model.pretrained_cfg["input_size"] = (3, 96, 96)
+    images = seam.open_images(folder / "flat", model, image_size=SIZE)
+    policy = seam.search(
+        model, images, "w4a4", method="sensitivity", settings={"calibration_images": 2, "bits": (3, 5)}
+    )
+    assert policy["proxy"]["image_size"] == [96, 96]
+
+
+def test_a_curve_meets_the_other_limits_too(model):
+    policies = seam.search(model, budget="0.2 MB", budgets=["w3a3", "w4a4"], method="random")
+    assert [policy["budget"]["spec"] for policy in policies] == ["w3a3", "w4a4"]
+    assert all(policy["more_budgets"][0]["spent"] <= 0.2 for policy in policies)
+
+
 @pytest.mark.parametrize(
-    ("data", "message"), [("nowhere", "neither a folder nor a dataset"), (".", "one folder a class")]
+    ("data", "message"), [("nowhere", "neither a folder nor a dataset"), ("half", "train/ and val/")]
 )
 def test_data_that_is_none(tmp_path, monkeypatch, model, data, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "half" / "train" / "cats").mkdir(parents=True)
     with pytest.raises(SeamError, match=message):
         seam.open_images(data, model)
 

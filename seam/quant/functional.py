@@ -77,6 +77,8 @@ def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
         weights: [B], of the copies; softmax of logits in a search, ones for a plain quantizer.
         bounds: [2, B], least and greatest integer of each bit-width.
     """
+    if x.dtype in (torch.bfloat16, torch.float16):  # autocast: too coarse to round and sum in
+        return _Mix.apply(x.float(), steps, weights, bounds).to(x.dtype)
     return _Mix.apply(x, steps, weights, bounds)
 
 

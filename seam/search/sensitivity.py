@@ -29,39 +29,44 @@ from seam.quant.modules import weight_quantizer
 from seam.runtime import progress
 from seam.search.problem import Problem
 
+CHUNK = 128  # images at a time: the outputs of all layers are kept for them
+
 
 @torch.no_grad()
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the feature error of each layer's (weight bits, activation bits)."""
     model, settings, names = problem.model.eval(), problem.settings, problem.names
-    batch = next(iter(problem.images.batches(settings.calibration_images, seed=problem.seed, device=problem.device)))
+    count = min(settings.calibration_images, len(problem.images))
+    batches = [
+        (x[i : i + CHUNK], y[i : i + CHUNK])
+        for x, y in [next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))]
+        for i in range(0, count, CHUNK)
+    ]
     errors = np.zeros((2, len(names), len(settings.bits)))  # of weights, of inputs
     searched = [layer for layer in problem.layers if not layer.fixed]
-    jobs = [(j, i) for j in range(len(settings.bits)) for i in range(len(names))]
-    net: nn.Module | None = None
+    jobs = [(j, batch) for j in range(len(settings.bits)) for batch in batches]
     with problem.meter.part("sensitivity"):
-        for j, i in progress(jobs, len(jobs), "sensitivity"):
-            if i == 0:
-                bits = dict.fromkeys(names, (settings.bits[j],) * 2)
-                net = quantize(copy.deepcopy(model), bits, searched)
-                calibrate(net, [batch])
+        for j, (x, _) in progress(jobs, len(jobs), "sensitivity"):
+            if x is batches[0][0]:
+                net = quantize(copy.deepcopy(model), dict.fromkeys(names, (settings.bits[j],) * 2), searched)
+                calibrate(net, batches)
                 modules = dict(net.named_modules())
-                weights = [weight_quantizer(modules[name]) for name in names]
-                inputs = [modules[name].input_quantizer for name in names]
-                for quantizer in weights + inputs:
+                quantizers = [(weight_quantizer(modules[name]), modules[name].input_quantizer) for name in names]
+                for quantizer in (q for pair in quantizers for q in pair):
                     quantizer.enabled = False
-                known: dict[str, list[Tensor]] = {}
-                with _outputs(modules, names, known):
-                    reference = _features(net, batch[0])
-                problem.meter.images += len(batch[0])
-            with _replayed(modules, names[:i], known):
-                for kind, quantizer in enumerate((weights[i], inputs[i])):
-                    if kind and problem.groups.index(problem.groups[i]) != i:
-                        continue  # a shared input: its error is counted once, with the group's first layer
-                    quantizer.enabled = True
-                    errors[kind, i, j] = (_features(net, batch[0]) - reference).square().sum(1).mean().item()
-                    quantizer.enabled = False
-                    problem.meter.images += len(batch[0])
+            known: dict[str, list[Tensor]] = {}
+            with _outputs(modules, names, known):
+                reference = _features(net, x)
+            problem.meter.images += len(x)
+            for i, pair in enumerate(quantizers):
+                with _replayed(modules, names[:i], known):
+                    for kind, quantizer in enumerate(pair):
+                        if kind and problem.groups.index(problem.groups[i]) != i:
+                            continue  # a shared input: its error is counted once, with the group's first layer
+                        quantizer.enabled = True
+                        errors[kind, i, j] += (_features(net, x) - reference).square().sum().item() / count
+                        quantizer.enabled = False
+                        problem.meter.images += len(x)
     return -(errors[0][:, :, None] + errors[1][:, None, :])
 
 
