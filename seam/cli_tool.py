@@ -165,7 +165,7 @@ def export(
     quantized, about = _quantized(policy, model, weights, data)
     shown = api.open_images(data, quantized, "test", full_size=True)
     summary = write(quantized, api.input_size(quantized), out, opset)
-    batches = shown.subset(range(0, len(shown), max(1, len(shown) // images))).batches(16)
+    batches = shown.subset(range(0, len(shown), -(-len(shown) // images))).batches(16)
     report = parity(quantized, out, batches, next(quantized.parameters()).device)
     where = out.with_name(f"{out.stem}.parity.json")
     io.write_json(where, {**report, "file": out.name, "sha256": io.sha256(out), **summary})
