@@ -93,12 +93,11 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     """Search a policy on the proxy: policy.json, cost.json, history.csv."""
     import torch
 
-    from seam.assign import assign
     from seam.models import input_size, replace_head, total_macs
     from seam.policy import make_policy
     from seam.quant.kernels import use_kernels
     from seam.runtime import Meter, set_up
-    from seam.search import load_method
+    from seam.search import load_method, solve
     from seam.search.problem import Problem
     from seam.tracking import live
 
@@ -129,8 +128,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         problem = Problem(network, layers, images, budgets, settings, job.seed, device, meter, resume, live=log.log)
         preferences = method.preferences(problem)
     with meter.part("solve"):
-        spend = getattr(method, "SPEND", settings.spend)
-        assigned = assign(preferences, problem.names, settings.bits, budgets, spend, groups=problem.groups)
+        assigned = solve(method, problem, preferences, budgets)
     cost = meter.cost(**{"logit_entropy": None, **problem.report})
     policy = make_policy(
         layers,

@@ -124,7 +124,6 @@ def search(
     Returns: the content of policy.json (docs/policy.md), a list of it for `budgets`.
     Raises SeamError: a budget that no policy meets (with the reachable range), a pattern that matches no layer.
     """
-    from seam.assign import assign
     from seam.cost import parse_budgets, read_latency
     from seam.locks import apply_locks
     from seam.models import replace_head
@@ -132,7 +131,7 @@ def search(
     from seam.policy import make_policy
     from seam.quant.kernels import use_kernels
     from seam.runtime import Meter, set_up
-    from seam.search import load_method
+    from seam.search import load_method, solve
     from seam.search.problem import Problem
 
     found = load_method(method)
@@ -171,8 +170,7 @@ def search(
     proxy = {"dataset": images.name, "count": len(images) if meter.images else 0, "image_size": [*images.image_size]}
     policies = []
     for limits in wanted:
-        spend = getattr(found, "SPEND", chosen.spend)
-        assigned = assign(preferences, problem.names, chosen.bits, limits, spend, groups=problem.groups)
+        assigned = solve(found, problem, preferences, limits)
         policies.append(
             make_policy(
                 layers,

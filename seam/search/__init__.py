@@ -11,11 +11,20 @@ budget that its policies use, in place of the parameter `spend`.
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from seam.errors import SeamError, unknown
 
 _NOT_METHODS = {"__init__", "problem"}
 METHODS = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS))
+
+
+def solve(method: ModuleType, problem: Any, table: Any, budgets: Any) -> list[tuple[int, int]]:
+    """The best policy within the budgets for a method's table of preferences (`seam.assign.assign`)."""
+    from seam.assign import assign
+
+    spend = getattr(method, "SPEND", problem.settings.spend)
+    return assign(table, problem.names, problem.settings.bits, budgets, spend, groups=problem.groups)
 
 
 def load_method(name: str) -> ModuleType:
