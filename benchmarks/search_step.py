@@ -1,8 +1,9 @@
-"""Time and memory of a training step: full precision, search, QAT, and search without compiled kernels.
+"""Time and memory of a training step: full precision, search, QAT, search without compiled kernels, and full precision
+of the network that the search trains, without the kernel taps that small images never reach.
 
     python benchmarks/search_step.py [--repeats 3] [--steps 7] [--cases resnet18@8 ...] [--csv FILE]
 
-Each figure comes from a process of its own; the four kinds take turns, so that a busy neighbour slows all of them.
+Each figure comes from a process of its own; the kinds take turns, so that a busy neighbour slows all of them.
 Printed: the median and the least step time over all repeats, the ratio to the FP32 step of the same case, and the
 greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included.
 """
@@ -26,7 +27,7 @@ CASES = {  # name: (timm model, options, channels, image size, batch size)
     "mobilenetv2_100@224": ("mobilenetv2_100", {}, 3, 224, 16),
     "deit_tiny@224": ("deit_tiny_patch16_224", {}, 3, 224, 16),
 }
-KINDS = ("fp32", "search", "qat", "search-eager")
+KINDS = ("fp32", "search", "qat", "search-eager", "fp32-cut")
 
 
 def measure(case: str, kind: str, steps: int, threads: int) -> dict:
@@ -42,20 +43,25 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     from seam.quant.apply import calibrate, quantize
     from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
+    from seam.runtime import keep_memory
     from seam.search.seam import parameter_groups
+    from seam.taps import cut_taps
     from seam.training import training_groups
 
     stack = contextlib.ExitStack()  # the hook stays for as long as this process
     torch.set_num_threads(threads)
+    keep_memory()
     torch.manual_seed(0)
     name, options, channels, size, batch = CASES[case]
     model = build(Model(name=name, **options), 10, channels)
     layers = find_layers(model, (channels, size, size))
+    if kind.startswith("search") or kind == "fp32-cut":
+        cut_taps(model, (channels, size, size))
     model = model.to(memory_format=torch.channels_last).train()
     x = torch.randn(batch, channels, size, size).to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (batch,))
     settings = SearchSettings()
-    if kind != "fp32":
+    if not kind.startswith("fp32"):
         use_kernels("eager" if kind.endswith("eager") else "compiled", (1, len(settings.bits)))
     if kind.startswith("search"):
         net = Mixture(model, layers, settings.bits)

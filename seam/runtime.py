@@ -1,5 +1,7 @@
 """The process that a stage runs in: threads, device, seeds, and the meter of what it costs."""
 
+import contextlib
+import ctypes
 import os
 import platform
 import resource
@@ -17,6 +19,7 @@ from seam.cores import available_cores
 from seam.errors import SeamError
 
 T = TypeVar("T")
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def set_up(device: str, threads: int, seed: int) -> torch.device:
@@ -28,6 +31,7 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
             slow each other down severalfold.
     """
     torch.set_num_threads(min(threads, available_cores()))
+    keep_memory()
     torch.manual_seed(seed)
     np.random.seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -39,6 +43,18 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
         raise SeamError(
             f"device: '{device}' cannot be used here ({str(error).splitlines()[0]}); use auto or cpu"
         ) from None
+
+
+def keep_memory() -> None:
+    """Make the C library keep freed memory for the next step, which takes the same again; elsewhere than glibc, nothing.
+
+    By default glibc gives large blocks back to the system at once, which must then clear each page anew: a fifth of the
+    time of a training step on a CPU.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def loader_workers(device: torch.device) -> int:

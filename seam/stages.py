@@ -99,6 +99,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     from seam.runtime import Meter, set_up
     from seam.search import load_method, solve
     from seam.search.problem import Problem
+    from seam.taps import cut_taps
     from seam.tracking import live
 
     inputs = [weights, proxy]
@@ -118,7 +119,9 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         if images is not None:
             if about["dataset"] != params.target.dataset:
                 replace_head(network, len(images.classes))
-            meter.macs_per_image = total_macs(network, input_size(size[0], images.image_size))
+            seen = input_size(size[0], images.image_size)
+            cut_taps(network, seen)
+            meter.macs_per_image = total_macs(network, seen)
         network = network.to(device, memory_format=torch.channels_last)
     if images is not None:
         with meter.part("compile"):

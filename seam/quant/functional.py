@@ -12,6 +12,8 @@ Forward is one pass (read x, write y), backward is one (read x and dL/dy, write 
 kept. The passes are in `seam.quant.kernels`.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -25,29 +27,37 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _bare(x: Tensor, *size: int) -> Tensor:
-    """The elements of a dense tensor in memory order, as a tensor that is neither a view nor part of a graph.
+def _bare(x: Tensor, rows: int, length: int) -> Tensor:
+    """The elements of a dense tensor in memory order, in rows, as a tensor that is neither a view nor part of a graph.
 
     `torch.compile` specialises code on such properties of its inputs: each new one would compile it again.
     """
-    stride = (1,) if len(size) == 1 else (size[1], 1)
-    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), size, stride)
+    empty = torch.empty(0, dtype=x.dtype, device=x.device)
+    return empty.set_(x.untyped_storage(), x.storage_offset(), (rows, length), (length, 1))
+
+
+@lru_cache(maxsize=4096)
+def _row_length(count: int, channels: int) -> int:
+    """In rows of how many elements the `count` elements of each channel are handled: a divisor of `count`.
+
+    At most 2048, which stay in a core's cache; if it can be, a multiple of 16, which fill a processor's registers.
+    Two rows at least for kernels. A count without such a divisor, as a large prime, stays one row.
+    """
+    most = min(count if channels > 1 else count // 2, 2048)
+    divisors = [k for k in range(most, min(count, 16) - 1, -1) if count % k == 0]
+    return next((k for k in divisors if k % 16 == 0), divisors[0] if divisors else count)
 
 
 class _Mix(torch.autograd.Function):
-    """y = sum_b weights_b Q_b(x) for per-tensor steps [B] or per-channel steps [B, C] (channels: dim 0 of x)."""
+    """y = sum_b weights_b Q_b(x) for steps [B, C], one a channel (dim 0 of x), or [B, 1], one for the tensor."""
 
     @staticmethod
     def forward(ctx, x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
-        x, steps = _dense(x), steps.contiguous()
+        x = _dense(x)
         ctx.save_for_backward(x, steps, weights, bounds)
-        if steps.dim() == 1:
-            table = torch.cat([steps[None], weights[None], bounds])
-            y = run("forward_tensor", len(weights), _bare(x, x.numel()), table)
-        else:
-            rows = x.shape[0], x.numel() // x.shape[0]
-            table = torch.cat([weights[None], bounds])
-            y = run("forward_channel", len(weights), _bare(x, *rows), _bare(steps, *steps.shape), table)
+        rows, length = ctx.rows = _rows(x, steps.shape[1])
+        inverse, scale = (_each(t, rows) for t in (steps.reciprocal(), weights[:, None] * steps))
+        y = run("forward", len(weights), _bare(x, rows, length), inverse, scale, bounds)
         return y.as_strided(x.shape, x.stride())
 
     @staticmethod
@@ -55,17 +65,23 @@ class _Mix(torch.autograd.Function):
         x, steps, weights, bounds = ctx.saved_tensors
         if g.stride() != x.stride():
             g = torch.empty_like(x).copy_(g)
-        if steps.dim() == 1:
-            table = torch.cat([steps[None], weights[None], bounds])
-            dx, sums = run("backward_tensor", len(weights), _bare(x, x.numel()), _bare(g, x.numel()), table)
-            ds, dc = sums[0], sums[1]
-        else:
-            rows = x.shape[0], x.numel() // x.shape[0]
-            table = torch.cat([weights[None], bounds])
-            bare = _bare(x, *rows), _bare(g, *rows), _bare(steps, *steps.shape)
-            dx, sums = run("backward_channel", len(weights), *bare, table)
-            ds, dc = sums[0], sums[1].sum(1)
-        return dx.as_strided(x.shape, x.stride()), ds, dc, None
+        rows = ctx.rows
+        table = torch.cat([weights[None], bounds])
+        bare = _bare(x, *rows), _bare(g, *rows), _each(steps.reciprocal(), rows[0])
+        dx, sums = run("backward", len(weights), *bare, table)
+        sums = sums.view(2, *steps.shape, -1).sum(3)
+        return dx.as_strided(x.shape, x.stride()), weights[:, None] * sums[0], (steps * sums[1]).sum(1), None
+
+
+def _rows(x: Tensor, channels: int) -> tuple[int, int]:
+    length = _row_length(x.numel() // channels, channels)
+    return x.numel() // length, length
+
+
+def _each(values: Tensor, rows: int) -> Tensor:
+    """[B, C] of the channels -> [B, rows] of their rows; contiguous and no view, like `_bare`."""
+    repeats = rows // values.shape[1]
+    return values.repeat_interleave(repeats, dim=1) if repeats > 1 else values.contiguous()
 
 
 def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
@@ -77,6 +93,8 @@ def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
         weights: [B], of the copies; softmax of logits in a search, ones for a plain quantizer.
         bounds: [2, B], least and greatest integer of each bit-width.
     """
+    if steps.dim() == 1:
+        steps = steps[:, None]
     if x.dtype in (torch.bfloat16, torch.float16):  # autocast: too coarse to round and sum in
         return _Mix.apply(x.float(), steps, weights, bounds).to(x.dtype)
     return _Mix.apply(x, steps, weights, bounds)

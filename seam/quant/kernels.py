@@ -21,57 +21,34 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-def forward_tensor(x: Tensor, table: Tensor) -> Tensor:
-    """x [N]; table [4, B] = steps, weights, lower, upper -> y [N]."""
+def forward(x: Tensor, inverse: Tensor, scale: Tensor, bounds: Tensor) -> Tensor:
+    """x [R, K]; inverse, scale [B, R] = 1 / s, c s of each row; bounds [2, B] -> y [R, K]."""
     y = torch.zeros_like(x)
-    for b in range(table.shape[1]):
-        s, c, n, p = table[0, b], table[1, b], table[2, b], table[3, b]
-        y = y + (c * s) * torch.round(torch.clamp(x * (1.0 / s), n, p))
+    for b in range(bounds.shape[1]):
+        v = x * inverse[b][:, None]
+        y = y + scale[b][:, None] * torch.round(torch.clamp(v, bounds[0, b], bounds[1, b]))
     return y
 
 
-def backward_tensor(x: Tensor, g: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """x, g [N] -> dL/dx [N], sums [2, B] = dL/ds, dL/dc."""
+def backward(x: Tensor, g: Tensor, inverse: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """x, g [R, K]; inverse [B, R]; table [3, B] = c, lower, upper -> dL/dx [R, K], sums [2, B, R] over each row.
+
+    The sums are those of dL/ds / c and dL/dc / s.
+    """
     dx = torch.zeros_like(x)
     ds, dc = [], []
     for b in range(table.shape[1]):
-        s, c, n, p = table[0, b], table[1, b], table[2, b], table[3, b]
-        v = x * (1.0 / s)
+        c, n, p = table[0, b], table[1, b], table[2, b]
+        v = x * inverse[b][:, None]
         q = torch.round(torch.clamp(v, n, p))
-        inside = ((v > n) & (v < p)).to(x.dtype)
+        inside = torch.where((v > n) & (v < p), g, 0.0)
         dx = dx + c * inside
-        ds.append(c * (g * (q - inside * v)).sum())
-        dc.append(s * (g * q).sum())
-    return g * dx, torch.stack([torch.stack(ds), torch.stack(dc)])
+        ds.append((g * q - inside * v).sum(1))
+        dc.append((g * q).sum(1))
+    return dx, torch.stack([torch.stack(ds), torch.stack(dc)])
 
 
-def forward_channel(x: Tensor, steps: Tensor, table: Tensor) -> Tensor:
-    """x [C, K]; steps [B, C]; table [3, B] = weights, lower, upper -> y [C, K]."""
-    y = torch.zeros_like(x)
-    for b in range(table.shape[1]):
-        s, c, n, p = steps[b][:, None], table[0, b], table[1, b], table[2, b]
-        y = y + (c * s) * torch.round(torch.clamp(x * (1.0 / s), n, p))
-    return y
-
-
-def backward_channel(x: Tensor, g: Tensor, steps: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """x, g [C, K] -> dL/dx [C, K], sums [2, B, C] = dL/ds, and each channel's part of dL/dc."""
-    dx = torch.zeros_like(x)
-    ds, dc = [], []
-    for b in range(table.shape[1]):
-        s, c, n, p = steps[b][:, None], table[0, b], table[1, b], table[2, b]
-        v = x * (1.0 / s)
-        q = torch.round(torch.clamp(v, n, p))
-        inside = ((v > n) & (v < p)).to(x.dtype)
-        dx = dx + c * inside
-        ds.append(c * (g * (q - inside * v)).sum(1))
-        dc.append(s[:, 0] * (g * q).sum(1))
-    return g * dx, torch.stack([torch.stack(ds), torch.stack(dc)])
-
-
-PASSES: dict[str, Callable] = {
-    f.__name__: f for f in (forward_tensor, backward_tensor, forward_channel, backward_channel)
-}
+PASSES: dict[str, Callable] = {f.__name__: f for f in (forward, backward)}
 _ready: dict[tuple[str, int], Callable] = {}  # (pass, number of bit-widths) -> compiled kernel
 _device = "cpu"
 
@@ -118,11 +95,11 @@ def use_kernels(
 
 def _example(name: str, width: int) -> tuple[Tensor, ...]:
     """Arguments of a pass, of the sizes that its code is made to be fast for."""
-    if name.endswith("tensor"):
-        x, rest = torch.zeros(2**21), (torch.ones(4, width),)
-    else:
-        x, rest = torch.zeros(512, 4608), (torch.ones(width, 512), torch.ones(3, width))
-    return (x, x.clone(), *rest) if name.startswith("backward") else (x, *rest)
+    # Rows of at most 4096: for longer ones Inductor would sum in cascades, which are slow.
+    x, steps, bounds = torch.zeros(512, 2048), torch.ones(width, 512), torch.ones(2, width)
+    if name == "forward":
+        return x, steps, steps.clone(), bounds
+    return x, x.clone(), steps, torch.ones(3, width)
 
 
 def cache_folder() -> Path:
@@ -164,12 +141,9 @@ def _compile(name: str, width: int, path: Path) -> None:
         def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
             return PASSES[name](*args)
 
-    if name.endswith("tensor"):
-        x, rest = {0: Dim("n", min=2)}, (None,)
-    else:
-        channels = Dim("c", min=2)
-        x, rest = {0: channels, 1: Dim("k", min=2)}, ({1: channels}, None)
-    shapes = (x, x, *rest) if name.startswith("backward") else (x, *rest)
+    rows = Dim("r", min=2)
+    x, steps = {0: rows, 1: Dim("k", min=2)}, {1: rows}
+    shapes = (x, steps, steps, None) if name == "forward" else (x, x, steps, None)
     program = export(Pass(), _example(name, width), dynamic_shapes=(shapes,))
     temporary = path.with_suffix(f".{os.getpid()}.pt2")
     options = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seam.quant import kernels
-from seam.quant.functional import initial_steps, integer_bounds, mix
+from seam.quant.functional import _row_length, initial_steps, integer_bounds, mix
 from seam.quant.kernels import use_kernels
 
 BITS = (2, 3, 4, 5, 6)
@@ -70,8 +70,9 @@ def test_the_cases_hold_ties_and_edges():
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_compiled_equals_eager(per_channel):
-    shape = (4, 6, 3, 3)
+# Several rows a channel (4608 = 3 x 1536 elements), rows with a tail, rows shorter than a register, a prime count.
+@pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 512, 3, 3), (4, 100), (4, 1, 3, 3), (4, 2053)])
+def test_compiled_equals_eager(per_channel, shape):
     inputs, bounds, g = problem(per_channel, True, torch.float32, shape)
     results = []
     for mode in ("eager", "compiled"):
@@ -82,6 +83,14 @@ def test_compiled_equals_eager(per_channel):
     use_kernels("eager")
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "length"),
+    [(9, 96, 9), (4608, 512, 1536), (2**20, 1, 2048), (2050, 1, 1025), (2053, 64, 2053), (32, 1, 16), (1, 8, 1)],
+)
+def test_row_length(count, channels, length):
+    assert _row_length(count, channels) == length
 
 
 def test_layout_does_not_matter():
