@@ -5,7 +5,9 @@ of the network that the search trains, without the kernel taps that small images
 
 Each figure comes from a process of its own; the kinds take turns, so that a busy neighbour slows all of them.
 Printed: the median and the least step time over all repeats, the ratio to the FP32 step of the same case, and the
-greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included.
+greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included. Then the
+limits: how many elements a search step mixes, and how much longer than the FP32 step it must be, (memory) if mixing were
+nothing but reading and writing them at the speed of a copy, (kernels) with the kernels' own speed on a large tensor.
 """
 
 import argparse
@@ -102,6 +104,48 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 
 
+def limits(case: str, threads: int) -> dict:
+    """Run in a process of its own: million elements mixed in a step, and the milliseconds that this must take."""
+    import torch
+
+    from seam.quant import functional
+
+    count = 0
+    plain = functional.run
+
+    def counted(name, width, x, *rest):
+        nonlocal count
+        count += x.numel() if name == "forward" and width > 1 else 0
+        return plain(name, width, x, *rest)
+
+    functional.run = counted
+    measure(case, "search", steps=-1, threads=threads)
+    functional.run = plain
+    n = 2**24
+    x, bits = torch.randn(n, requires_grad=True), [2, 3, 4, 5, 6]
+    out = torch.empty_like(x)
+    steps, weights = torch.full((5,), 0.1, requires_grad=True), torch.full((5,), 0.2, requires_grad=True)
+    bounds = functional.integer_bounds(bits, signed=True)
+
+    def least(work) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    copy = least(lambda: out.copy_(x.detach()))
+    kernels = least(lambda: functional.mix(x, steps, weights, bounds).backward(out))
+    # Forward reads x and writes y, backward reads x and dL/dy and writes dL/dx: 5 passes; a copy makes 2.
+    return {
+        "elements": count / 1e6,
+        "gb_per_s": 8 * n / copy / 1e9,
+        "memory_ms": 1e3 * copy * 2.5 * count / n,
+        "kernels_ms": 1e3 * kernels * count / n,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
@@ -111,20 +155,27 @@ def main() -> None:
     parser.add_argument("--csv")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.one and options.one[1] == "limits":
+        print(json.dumps(limits(options.one[0], options.threads)))
+        return
     if options.one:
         print(json.dumps(measure(*options.one, options.steps, options.threads)))
         return
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "GOMP_SPINCOUNT": "20000"}
     rows = []
+
+    def alone(case: str, kind: str) -> dict:
+        command = [sys.executable, __file__, "--one", case, kind, "--steps", str(options.steps)]
+        command += ["--threads", str(options.threads)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
     print(f"{'case':22}{'kind':14}{'median ms':>10}{'min ms':>9}{'x FP32':>8}{'peak MB':>9}{'x FP32':>8}")
     for case in options.cases:
         found: dict[str, list] = {kind: [] for kind in KINDS}
         for _ in range(options.repeats):
             for kind in KINDS:
-                command = [sys.executable, __file__, "--one", case, kind, "--steps", str(options.steps)]
-                command += ["--threads", str(options.threads)]
-                done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-                found[kind].append(json.loads(done.stdout.splitlines()[-1]))
+                found[kind].append(alone(case, kind))
         base_time = base_memory = 1.0
         for kind in KINDS:
             times = [s * 1e3 for run in found[kind] for s in run["seconds"]]
@@ -136,6 +187,15 @@ def main() -> None:
             row += (round(peak), round(peak / base_memory, 2))
             rows.append(row)
             print("{:22}{:14}{:10}{:9}{:8}{:9}{:8}".format(*row), flush=True)
+        limit = alone(case, "limits")
+        print(
+            f"  {limit['elements']:.1f} M elements mixed; a copy moves {limit['gb_per_s']:.1f} GB/s; at least "
+            f"{1 + limit['memory_ms'] / base_time:.2f}x by memory, {1 + limit['kernels_ms'] / base_time:.2f}x by kernels",
+            flush=True,
+        )
+        for kind, key in (("limit-memory", "memory_ms"), ("limit-kernels", "kernels_ms")):
+            total = base_time + limit[key]
+            rows.append((case, kind, round(total, 1), "", round(total / base_time, 2), "", ""))
     if options.csv:
         with open(options.csv, "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
