@@ -56,8 +56,9 @@ class _Mix(torch.autograd.Function):
         x = _dense(x)
         ctx.save_for_backward(x, steps, weights, bounds)
         rows, length = ctx.rows = _rows(x, steps.shape[1])
-        inverse, scale = (_each(t, rows) for t in (steps.reciprocal(), weights[:, None] * steps))
-        y = run("forward", len(weights), _bare(x, rows, length), inverse, scale, bounds)
+        ctx.inverse = _each(steps.reciprocal(), rows)
+        scale = _each(weights[:, None] * steps, rows)
+        y = run("forward", len(weights), _bare(x, rows, length), ctx.inverse, scale, bounds)
         return y.as_strided(x.shape, x.stride())
 
     @staticmethod
@@ -65,10 +66,8 @@ class _Mix(torch.autograd.Function):
         x, steps, weights, bounds = ctx.saved_tensors
         if g.stride() != x.stride():
             g = torch.empty_like(x).copy_(g)
-        rows = ctx.rows
         table = torch.cat([weights[None], bounds])
-        bare = _bare(x, *rows), _bare(g, *rows), _each(steps.reciprocal(), rows[0])
-        dx, sums = run("backward", len(weights), *bare, table)
+        dx, sums = run("backward", len(weights), _bare(x, *ctx.rows), _bare(g, *ctx.rows), ctx.inverse, table)
         sums = sums.view(2, *steps.shape, -1).sum(3)
         return dx.as_strided(x.shape, x.stride()), weights[:, None] * sums[0], (steps * sums[1]).sum(1), None
 
@@ -80,8 +79,12 @@ def _rows(x: Tensor, channels: int) -> tuple[int, int]:
 
 def _each(values: Tensor, rows: int) -> Tensor:
     """[B, C] of the channels -> [B, rows] of their rows; contiguous and no view, like `_bare`."""
-    repeats = rows // values.shape[1]
-    return values.repeat_interleave(repeats, dim=1) if repeats > 1 else values.contiguous()
+    width, channels = values.shape
+    if channels == 1:
+        return values.expand(width, rows).contiguous()
+    if channels == rows:
+        return values.contiguous()
+    return values[:, :, None].expand(width, channels, rows // channels).reshape(width, rows)
 
 
 def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
