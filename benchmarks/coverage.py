@@ -119,7 +119,7 @@ def attempt(name: str) -> dict:
 
     from seam.assign import assign
     from seam.cost import parse_budget
-    from seam.groups import group_names
+    from seam.layers import group_names
     from seam.margin import MarginLoss
     from seam.models import capture_features, feature_count
     from seam.policy import policy_bits

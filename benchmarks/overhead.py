@@ -1,12 +1,11 @@
-"""What a run costs besides training: no-op time of both engines, and the share of a finished run outside the loops.
+"""What a run costs besides training: no-op time of both engines, and where the core-seconds of a finished run went.
 
     snakemake --cores 8 && python benchmarks/overhead.py [--params params.yaml] [--repeats 3]
 
 The run had, from the first job's start to the last one's end, so many core-seconds: seconds x the cores that jobs could
-use. In the loops are the training, search and finetuning loops of cost.json, and the evaluation jobs without their
-start-up, which is taken to be that of a finetuning job. All else is outside: imports, set-up, kernels, the solver, the
-engine, the serial stages at the end, and cores that had nothing to do. The no-op time of DVC is that of `dvc status`,
-which looks at every job as `dvc repro` does and changes nothing.
+use. The parts below them add up to that. In the loops are training, search, finetuning, sensitivity passes and
+evaluation, by the parts of cost.json; an evaluation job has none and is taken to start up like a finetuning job. The
+no-op time of DVC is that of `dvc status`, which looks at every job as `dvc repro` does and changes nothing.
 """
 
 import argparse
@@ -16,12 +15,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 
 from seam.cores import available_cores
-from seam.graph import nodes
+from seam.graph import Node, nodes
 from seam.params import load_params
+
+LOOPS = ("train", "sensitivity", "evaluate")
 
 
 def module(name: str) -> list[str]:
@@ -38,21 +39,44 @@ def timed(command: list[str], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def job_times(outputs: Iterable[Path]) -> list[tuple[str, float, float]]:
-    """(rule, start, end) of each job, from Snakemake's records: one an output, so several a job."""
-    ours = {base64.b64encode(str(output).encode()).decode() for output in outputs}
+def job_times(jobs: list[Node]) -> list[tuple[Node, float, float]]:
+    """(job, start, end) of each job that has run, from Snakemake's records: one an output, so several a job."""
     folder = Path(".snakemake/metadata")
-    jobs: dict[str, list[dict]] = {}
-    for path in folder.rglob("*"):
+    records: dict[str, dict] = {}
+    for path in filter(Path.is_file, folder.rglob("*")):
         # A record's name is its output's in base64, cut into folders where it is long.
         name = "".join(part.removeprefix("@") for part in path.relative_to(folder).parts)
-        record = json.loads(path.read_text()) if path.is_file() and name in ours else {}
-        if record.get("starttime") and record.get("endtime"):
-            jobs.setdefault(record["shellcmd"], []).append(record)
-    return [
-        (records[0]["rule"], min(r["starttime"] for r in records), max(r["endtime"] for r in records))
-        for records in jobs.values()
-    ]
+        records[base64.b64decode(name).decode()] = json.loads(path.read_text())
+    times = []
+    for job in jobs:
+        found = [records[str(output)] for output in job.outputs if str(output) in records]
+        found = [record for record in found if record.get("starttime") and record.get("endtime")]
+        if found:
+            times.append((job, min(r["starttime"] for r in found), max(r["endtime"] for r in found)))
+    return times
+
+
+def spent(times: list[tuple[Node, float, float]]) -> Counter:
+    """Seconds of all jobs by what they went to; those outside the loops start with a space."""
+    costs = {
+        job.place: json.loads((job.place / "cost.json").read_text())["parts"]
+        for job, *_ in times
+        if (job.place / "cost.json") in job.outputs
+    }
+    tuned = [costs[job.place] for job, *_ in times if job.stage == "finetune"]
+    startup = statistics.median(sum(s for part, s in cost.items() if part not in LOOPS) for cost in tuned)
+    result: Counter = Counter()
+    for job, start, end in times:
+        if job.stage == "evaluate":
+            start_up = min(startup, end - start)
+            parts = {" start and set-up of evaluation": start_up, "evaluate": end - start - start_up}
+        elif job.place in costs:
+            parts = {part if part in LOOPS else f" {part}": s for part, s in costs[job.place].items()}
+            parts[" shell, records, end of a process"] = end - start - sum(parts.values())
+        else:
+            parts = {f" {job.stage}": end - start}
+        result.update(parts)
+    return result
 
 
 def main() -> None:
@@ -60,35 +84,23 @@ def main() -> None:
     parser.add_argument("--params", default="params.yaml")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    params = load_params(options.params)
-    parts: dict[str, float] = {}
-    starts = []
-    for node in nodes(params):
-        for output in node.outputs:
-            if output.name == "cost.json":
-                cost = json.loads(output.read_text())["parts"]
-                if node.stage == "finetune":
-                    starts.append(sum(seconds for part, seconds in cost.items() if part != "train"))
-                for name, seconds in cost.items():
-                    parts[name] = parts.get(name, 0.0) + seconds
-    jobs = job_times(output for node in nodes(params) for output in node.outputs)
-    span = max(end for _, _, end in jobs) - min(start for _, start, _ in jobs)
+    times = job_times(nodes(load_params(options.params)))
+    span = max(end for *_, end in times) - min(start for _, start, _ in times)
     cores = available_cores()
-    rules: dict[str, float] = {}
-    for rule, start, end in jobs:
-        rules[rule] = rules.get(rule, 0.0) + end - start
-    evaluations = [end - start for rule, start, end in jobs if rule == "evaluate"]
-    loops = parts.get("train", 0.0) + sum(max(0.0, s - statistics.median(starts)) for s in evaluations)
     total = span * cores
-    print(f"run, first job's start to last job's end   {span:8.1f} s x {cores} cores")
-    for rule, seconds in sorted(rules.items(), key=lambda item: -item[1]):
-        print(f"  {rule + ', all jobs':40} {seconds:8.1f} s")
-    for name, seconds in sorted(parts.items(), key=lambda item: -item[1]):
-        print(f"  {name + ', all jobs with a cost':40} {seconds:8.1f} s")
-    print(f"start-up of a job, median                  {statistics.median(starts):8.2f} s")
-    print(f"in jobs                                    {100 * sum(rules.values()) / total:8.1f} %")
-    print(f"in training, search and evaluation loops   {100 * loops / total:8.1f} %")
-    print(f"outside them                               {100 * (1 - loops / total):8.1f} %")
+    parts = spent(times)
+    parts[" cores without a job"] = total - sum(parts.values())
+
+    print(f"run, first job's start to last job's end   {span:8.1f} s x {cores} cores = {total:.0f} core-seconds")
+    rules = Counter(job.stage for job, *_ in times)
+    for stage, count in rules.items():
+        seconds = sum(end - start for job, start, end in times if job.stage == stage)
+        print(f"  {f'{stage}, {count} jobs':40} {seconds:8.1f} s")
+    for inside in (True, False):
+        listed = {part: seconds for part, seconds in parts.items() if (part in LOOPS) == inside}
+        print(f"{'in the loops' if inside else 'outside them':42} {100 * sum(listed.values()) / total:8.1f} %")
+        for part, seconds in sorted(listed.items(), key=lambda item: -item[1]):
+            print(f"  {part.strip():40} {seconds:8.1f} s {100 * seconds / total:8.1f} %")
     configfile = [] if options.params == "params.yaml" else ["--configfile", options.params]
     snakemake = [*module("snakemake"), "--cores", "8", *configfile]
     print(f"snakemake with nothing to do               {timed(snakemake, options.repeats):8.2f} s")

@@ -6,8 +6,8 @@ of the network that the search trains, without the kernel taps that small images
 Each figure comes from a process of its own; the kinds take turns, so that a busy neighbour slows all of them.
 Printed: the median and the least step time over all repeats, the ratio to the FP32 step of the same case, and the
 greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included. Then the
-limits: how many elements a search step mixes, and how much longer than the FP32 step it must be, (memory) if mixing were
-nothing but reading and writing them at the speed of a copy, (kernels) with the kernels' own speed on a large tensor.
+limits: how many elements a search step mixes, and how much longer than the FP32 step it must be, (memory) if mixing
+were only reading and writing them at the speed of a copy, (kernels) with the kernels' own speed on a large tensor.
 """
 
 import argparse
@@ -190,7 +190,8 @@ def main() -> None:
         limit = alone(case, "limits")
         print(
             f"  {limit['elements']:.1f} M elements mixed; a copy moves {limit['gb_per_s']:.1f} GB/s; at least "
-            f"{1 + limit['memory_ms'] / base_time:.2f}x by memory, {1 + limit['kernels_ms'] / base_time:.2f}x by kernels",
+            f"{1 + limit['memory_ms'] / base_time:.2f}x by memory, "
+            f"{1 + limit['kernels_ms'] / base_time:.2f}x by kernels",
             flush=True,
         )
         for kind, key in (("limit-memory", "memory_ms"), ("limit-kernels", "kernels_ms")):

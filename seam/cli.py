@@ -18,7 +18,7 @@ app = typer.Typer(
 
 # `search`, `finetune` and `evaluate` are both stages of the pipeline (with --params) and tools (without).
 stages = typer.Typer(name="seam", add_completion=False, pretty_exceptions_enable=False)
-tools = (cli_tool.search, cli_tool.finetune, cli_tool.evaluate, cli_tool.export)
+tools = (cli_tool.layers, cli_tool.search, cli_tool.finetune, cli_tool.evaluate, cli_tool.export)
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="Parameter file.", show_default=True)]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
@@ -242,8 +242,10 @@ def convert(
 
 def main() -> None:
     """Run the command line; a SeamError becomes one message on stderr and exit code 2."""
+    from seam.cores import quiet_collector
     from seam.errors import SeamError
 
+    quiet_collector()
     names = {command.callback.__name__ for command in stages.registered_commands}
     staged = sys.argv[1:2] and sys.argv[1] in names and any(a.split("=")[0] == "--params" for a in sys.argv[2:])
     try:

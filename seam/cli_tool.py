@@ -9,16 +9,24 @@ import typer
 
 Model = Annotated[str, typer.Option(help="timm model.")]
 ModelOfPolicy = Annotated[str, typer.Option(help="timm model; by default the policy's.")]
-Weights = Annotated[Path | None, typer.Option(help="Weights: a .safetensors file; by default timm's pretrained ones.")]
-Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes of the weights; by default timm's.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Weights: a .safetensors file or a checkpoint (.pth, .pt); by default timm's pretrained ones."),
+]
+Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes; by default that of the weights.")]
 Data = Annotated[
     str | None,
     typer.Option(help="Folder with train/ and val/, or with one folder a class; or a dataset; by default the digits."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Policy = Annotated[Path, typer.Option(help="Policy file.")]
+DataRoot = Annotated[Path, typer.Option(help="Folder of the datasets that --data gives by name.")]
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
+Lock = Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'blocks.0.*=8/8'.")]
+Exclude = Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores.")]
 ALL = 64
+DATA_ROOT = Path("data")
 
 
 def _model(name: str, weights: Path | None, classes: int | None, channels: int = 3, *, untrained: bool = False):
@@ -47,14 +55,17 @@ def search(
         typer.Option(help="w4a4 (the default), '1.2 GBitOPs', '0.8 MB', '3.5 bits', '12.5 ms'; several: all are met."),
     ] = [],  # noqa: B006
     budgets: Annotated[str, typer.Option(help="A curve, e.g. w2a2,w3a3: policy-w2a2.json, ...")] = "",
-    lock: Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'blocks.0.*=8/8'.")] = [],  # noqa: B006
-    exclude: Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")] = [],  # noqa: B006
+    bits: Annotated[str, typer.Option(help="Bit-widths to choose from, 2 to 8.")] = "2,3,4,5,6",
+    lock: Lock = [],  # noqa: B006
+    exclude: Exclude = [],  # noqa: B006
     latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
     method: Annotated[str, typer.Option(help="seam, sensitivity, uniform or random.")] = "seam",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the search, on batches of 32 images.")] = 64,
     size: Annotated[int, typer.Option(min=8, help="Side in pixels of the images that the search sees.")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
     threads: Threads = ALL,
+    data_root: DataRoot = DATA_ROOT,
 ) -> None:
     """Search a policy within a budget: policy.json.
 
@@ -64,8 +75,9 @@ def search(
     from seam import io, show
     from seam import tool as api
 
+    widths = _bits(bits)
     network = _model(model, weights, classes)
-    images = api.open_images(data, network, image_size=size)
+    images = api.open_images(data, network, image_size=size, data_root=data_root)
     curve = [spec.strip() for spec in budgets.split(",") if spec.strip()]
     found = api.search(
         network,
@@ -79,6 +91,8 @@ def search(
         steps=steps,
         seed=seed,
         name=model,
+        settings={"bits": widths},
+        device=device,
     )
     for spec, policy in zip(curve or [""], found if curve else [found], strict=True):
         path = out.with_name(f"{out.stem}-{spec.replace(' ', '')}{out.suffix}") if curve else out
@@ -100,7 +114,9 @@ def finetune(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate (SGD).")] = 0.005,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
     threads: Threads = ALL,
+    data_root: DataRoot = DATA_ROOT,
 ) -> None:
     """Finetune the quantized model (quantization-aware training): weights for `evaluate` and `export`.
 
@@ -111,38 +127,47 @@ def finetune(
     from seam import tool as api
 
     network, about = _of_policy(policy, model, weights)
-    images = api.open_images(data, network, full_size=True)
-    quantized = api.calibrate(api.quantize(network, policy), images)
+    images = api.open_images(data, network, full_size=True, data_root=data_root)
+    quantized = api.calibrate(api.quantize(network, policy), images, device=device)
     settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, epochs, batch_size, lr, seed]
     resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.pt")
-    api.finetune(quantized, images, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, resume=resume)
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device}
+    api.finetune(quantized, images, **options, resume=resume)
     io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
     resume.unlink(missing_ok=True)
     typer.echo(f"finetune: {about['name']}, {len(images)} images, {out}")
 
 
 def evaluate(
-    policy: Policy,
     data: Data,
+    policy: Annotated[Path | None, typer.Option(help="Policy file; without it the model in full precision.")] = None,
     model: ModelOfPolicy = "",
     weights: Weights = None,
+    classes: Classes = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the metrics here (JSON).")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    device: Device = "auto",
     threads: Threads = ALL,
+    data_root: DataRoot = DATA_ROOT,
 ) -> None:
     """Measure the quantized model: with weights of `finetune`, or full-precision ones (then only calibrated).
 
-    With --params: a stage of the pipeline.
+    Without --policy: the model itself, in full precision. With --params: a stage of the pipeline.
     """
     _limit(threads)
     from seam import io
     from seam import tool as api
 
-    quantized, about = _quantized(policy, model, weights, data)
-    metrics = api.evaluate(quantized, api.open_images(data, quantized, "test", full_size=True), batch_size)
+    if policy is not None:
+        network, about = _quantized(policy, model, weights, data, data_root, device)
+    else:
+        network, about = _full_precision(model, weights, classes), {"name": f"{model} in full precision"}
+    images = api.open_images(data, network, "test", full_size=True, data_root=data_root)
+    metrics = api.evaluate(network, images, batch_size, device)
     if out is not None:
         io.write_json(out, metrics)
-    typer.echo(f"evaluate: {about['name']}, " + ", ".join(f"{key} {value:g}" for key, value in metrics.items()))
+    measured = ", ".join(f"{key} {value:g}" for key, value in metrics.items())
+    typer.echo(f"evaluate: {about['name']}, {len(images)} images, {measured}")
 
 
 def export(
@@ -153,7 +178,9 @@ def export(
     weights: Weights = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset; by default 25 if a layer has 2 bits, else 21.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of the parity check.")] = 256,
+    device: Device = "auto",
     threads: Threads = ALL,
+    data_root: DataRoot = DATA_ROOT,
 ) -> None:
     """Write the quantized model as ONNX, run it in onnxruntime on images, and compare: NAME.parity.json beside it."""
     _limit(threads)
@@ -162,15 +189,62 @@ def export(
     from seam.export import check_parity, parity
     from seam.export import export as write
 
-    quantized, about = _quantized(policy, model, weights, data)
-    shown = api.open_images(data, quantized, "test", full_size=True)
-    summary = write(quantized, api.input_size(quantized), out, opset)
+    quantized, about = _quantized(policy, model, weights, data, data_root, device)
+    shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root)
+    metadata = {
+        "model": about["name"],
+        "classes": shown.classes if data and len(shown.classes) == quantized.num_classes else None,
+        "preprocessing": shown.preprocessing if data else api.preprocessing(quantized),
+        "policy_sha256": io.sha256(policy),
+        "seam": io.software()["seam"],
+    }
+    summary = write(quantized, api.input_size(quantized), out, opset, metadata)
     batches = shown.subset(range(0, len(shown), -(-len(shown) // images))).batches(16)
     report = parity(quantized, out, batches, next(quantized.parameters()).device)
     where = out.with_name(f"{out.stem}.parity.json")
-    io.write_json(where, {**report, "file": out.name, "sha256": io.sha256(out), **summary})
+    io.write_json(where, {**report, "file": out.name, "sha256": io.sha256(out), **summary, "metadata": metadata})
     typer.echo(f"export: {about['name']}, " + json.dumps(summary) + f", parity in {where}")
     check_parity(report)
+
+
+def layers(
+    model: Model,
+    weights: Weights = None,
+    classes: Classes = None,
+    lock: Lock = [],  # noqa: B006
+    exclude: Exclude = [],  # noqa: B006
+) -> None:
+    """List a model's layers, for --lock and --exclude: their names, costs, and which read the same tensor."""
+    _limit(1)
+    from seam import show
+    from seam import tool as api
+    from seam.locks import apply_locks
+    from seam.models import find_layers
+
+    network = _model(model, weights, classes, untrained=True)
+    size = api.input_size(network)
+    show.layers(model, size, apply_locks(find_layers(network, size), lock, exclude), show.terminal())
+
+
+def _bits(text: str) -> tuple[int, ...]:
+    from seam.errors import SeamError
+
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() and 2 <= int(number) <= 8 for number in numbers):
+        raise SeamError(f"--bits {text}: write numbers from 2 to 8, such as 2,3,4,5,6,8")
+    return tuple(sorted({int(number) for number in numbers}))
+
+
+def _full_precision(model: str, weights: Path | None, classes: int | None):
+    """The model as it is, for a baseline."""
+    from seam import tool as api
+    from seam.errors import SeamError
+
+    if not model:
+        raise SeamError("evaluate: give --policy, or --model for a model in full precision")
+    if weights is not None and api.is_finetuned(weights):
+        raise SeamError(f"{weights}: weights of a quantized model; give the --policy that they were tuned under")
+    return _model(model, weights, classes)
 
 
 def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: bool = False):
@@ -188,16 +262,16 @@ def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: boo
     return network, {**about, "name": name}
 
 
-def _quantized(policy: Path, model: str, weights: Path | None, data: str | None):
+def _quantized(policy: Path, model: str, weights: Path | None, data: str | None, data_root: Path, device: str):
     """The quantized model with the weights of `seam finetune`, or calibrated from full-precision ones."""
     from seam import tool as api
-    from seam.io import load_tensors
 
-    tuned = weights is not None and any("input_quantizer" in key for key in load_tensors(weights))
+    tuned = weights is not None and api.is_finetuned(weights)
     network, about = _of_policy(policy, model, None if tuned else weights, untrained=tuned)
     quantized = api.quantize(network, policy)
     if tuned:
         return api.load_finetuned(quantized, weights), about
     if data is None:
         typer.echo("no --data: calibrated on scikit-learn's digits, which serves tests only", err=True)
-    return api.calibrate(quantized, api.open_images(data, network, full_size=True)), about
+    images = api.open_images(data, network, full_size=True, data_root=data_root)
+    return api.calibrate(quantized, images, device=device), about

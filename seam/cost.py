@@ -17,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 
 from seam.errors import SeamError, unknown
-from seam.models import Layer
+from seam.layers import Layer
 
-CONVENTION = "searchable layers only; first and last layer fixed at 8/8 and counted apart"
+CONVENTION = "searched and locked layers; first and last layer fixed at 8/8 and counted apart, as are excluded ones"
 
 _UNIFORM = re.compile(r"w(\d)a(\d)")
 _NUMBER = r"(\d+\.?\d*|\.\d+)"

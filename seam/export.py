@@ -8,9 +8,11 @@ folding it into a convolution would move the quantized weights off their grid.
 """
 
 import copy
+import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -53,7 +55,13 @@ def integer_type(bits: int, signed: bool, opset: int) -> int:
     return getattr(TensorProto, f"{'' if signed else 'U'}INT{width}")
 
 
-def export(model: nn.Module, input_size: tuple[int, int, int], path: str | Path, opset: int | None = None) -> dict:
+def export(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    path: str | Path,
+    opset: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict:
     """Write a fake-quantized model as an ONNX file; input `images` [N, C, H, W], output `logits`, any N.
 
     Args:
@@ -61,6 +69,7 @@ def export(model: nn.Module, input_size: tuple[int, int, int], path: str | Path,
         input_size: (C, H, W) of an image.
         path: the file; written atomically.
         opset: 21 to 25. None: 25 where a layer has 2 bits (the first with 2-bit types), else 21.
+        metadata: what a user of the file should know, such as the preprocessing; each value is stored as JSON text.
 
     Activations of 2, 4 and 8 bits get the type of that width. Where onnxruntime refuses the file (it has no kernels for
     some operators on narrow integers), those of 2 bits, then also those of 4, get an 8-bit type and a Clip, as 3, 5, 6
@@ -88,6 +97,9 @@ def export(model: nn.Module, input_size: tuple[int, int, int], path: str | Path,
         except Exception as error:  # onnxruntime raises many types
             if least == 8:
                 raise SeamError(f"export: onnxruntime cannot load the exported network ({error})") from error
+    helper.set_model_props(
+        file, {key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()}
+    )
     write_atomic(path, lambda temporary: onnx.save(file, str(temporary)))
     stored = {tensor.name: TensorProto.DataType.Name(tensor.data_type) for tensor in file.graph.initializer}
     quantized = [stored[node.input[2]] for node in file.graph.node if node.op_type == "QuantizeLinear"]

@@ -36,8 +36,9 @@ def nodes(params: Params) -> list[Node]:
     jobs = list(params.jobs())
     result = [_node("fetch", {}, [], manifest.parent, ["manifest.json"])]
     for m in params.grid.models:
-        names = ["fp.safetensors", "history.csv", "metrics.json", "cost.json"]
-        result.append(_node("pretrain", {"model": m}, [manifest], root / "models" / m, names))
+        names = ["fp.safetensors", "layers.json", "history.csv", "metrics.json", "cost.json"]
+        inputs = [manifest, *_given(params.model(m).weights)]
+        result.append(_node("pretrain", {"model": m}, inputs, root / "models" / m, names))
     for m in params.grid.models:
         for s in params.grid.searches:
             weights = root / "models" / m / "fp.safetensors"
@@ -50,7 +51,8 @@ def nodes(params: Params) -> list[Node]:
         proxy = root / "proxies" / j.model / j.search / "proxy.json"
         job = j._asdict()
         names = ["policy.json", "cost.json", "history.csv"]
-        result.append(_node("search", job, [weights, proxy], policy.parent, names))
+        inputs = [weights, weights.with_name("layers.json"), proxy, *_given(params.model(j.model).latency)]
+        result.append(_node("search", job, inputs, policy.parent, names))
         names = ["model.safetensors", "history.csv", "cost.json"]
         result.append(_node("finetune", job, [weights, policy], tuned.parent, names))
         inputs = [weights, weights.with_name("metrics.json"), policy, tuned]
@@ -60,9 +62,14 @@ def nodes(params: Params) -> list[Node]:
     everything = (claims, *job_files(params, JOB_FILES))
     report = _node("report", {}, everything, root / "report", report_files(params))
     result.append(report)
-    inputs = (*everything, *report.outputs)
+    inputs = (manifest, *everything, *report.outputs)
     result.append(Node("log", {}, inputs, (root / "mlflow.json",), root / "mlflow.provenance.json"))
     return result
+
+
+def _given(path: str | None) -> list[Path]:
+    """A file of the user's own, where the parameters name one."""
+    return [Path(path)] if path else []
 
 
 def _node(stage: str, job: dict, inputs: Iterable[Path], folder: Path, names: list[str]) -> Node:

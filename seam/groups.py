@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from seam.errors import SeamError
-
 WEIGHTED = (F.linear, F.conv2d)  # what a layer's weight goes into
 
 
@@ -146,38 +144,6 @@ def _elements(x: Tensor) -> tuple:
     """
     dense = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) == x.numel()
     return x.data_ptr(), x.dtype, x._version, x.numel() if dense else (tuple(x.shape), x.stride())
-
-
-def group_names(layers: Iterable[Any]) -> dict[str, str]:
-    """Layer name -> group name, for `seam.models.Layer`s; a layer without a group is one of its own."""
-    return {layer.name: layer.group or layer.name for layer in layers}
-
-
-def settle(layers: Iterable[Any]) -> list[Any]:
-    """Name each group after its first searched layer, and let fixed layers stand alone.
-
-    A fixed layer keeps its own input quantizer and bits even where others read the same tensor: its 8 bits (or the
-    user's lock) must not decide theirs.
-    """
-    first: dict[str, str] = {}
-    return [
-        layer._replace(
-            group=layer.name if layer.fixed else first.setdefault(layer.group or layer.name, layer.name),
-        )
-        for layer in layers
-    ]
-
-
-def check_ties(bits: Mapping[str, tuple[int, int]], groups: Mapping[str, str]) -> None:
-    """Raise SeamError, naming two layers, if layers of one group differ in their activation bits."""
-    first: dict[str, str] = {}
-    for name, (_, a) in bits.items():
-        other = first.setdefault(groups.get(name, name), name)
-        if bits[other][1] != a:
-            raise SeamError(
-                f"policy: layers {other} and {name} read the same tensor and must have the same activation bits, "
-                f"found {bits[other][1]} and {a}"
-            )
 
 
 @torch.no_grad()

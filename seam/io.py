@@ -1,5 +1,6 @@
 """Reading and writing results: every write is atomic, every JSON result says what it was made from."""
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -8,7 +9,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,32 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """Read a safetensors file; SeamError names a missing or corrupt one."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _readable(path):
         return load_file(str(path))
+
+
+def tensor_names(path: str | Path) -> list[str]:
+    """The names in a safetensors file, without reading the tensors; SeamError names a missing or corrupt one."""
+    from safetensors import safe_open
+
+    with _readable(path), safe_open(str(path), "pt") as file:
+        return list(file.keys())
+
+
+@contextlib.contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except FileNotFoundError:
         raise SeamError(f"{path}: no such file") from None
     except SafetensorError as error:
-        raise SeamError(f"{path}: not a valid safetensors file ({error}); delete it and make it again") from None
+        raise SeamError(
+            f"{path}: not a valid safetensors file ({error}); if a stage made it, delete it and run the stage again"
+        ) from None
 
 
 def sha256(path: str | Path) -> str:
@@ -126,7 +144,7 @@ def software() -> dict[str, str | None]:
         except PackageNotFoundError:
             return None
 
-    names = ("seam", "torch", "torchvision", "timm", "numpy", "scipy")
+    names = ("seam", "torch", "torchvision", "timm", "numpy", "scipy", "onnx", "onnxruntime")
     return {"python": platform.python_version(), **{name: installed(name) for name in names}}
 
 

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from seam.errors import SeamError, unknown
-from seam.groups import settle
-from seam.models import FLOAT_BITS, Layer
+from seam.layers import FLOAT_BITS, Layer, settle
 
 _LOCK = re.compile(r"(?P<pattern>.+)=(?P<w>\d+)/(?P<a>\d+)")
 
@@ -38,7 +37,8 @@ def apply_locks(layers: Sequence[Layer], lock: Iterable[str] = (), exclude: Iter
 def _fix(layers: Sequence[Layer], pattern: str, bits: tuple[int, int], where: str) -> list[Layer]:
     matching = {layer.name for layer in layers if fnmatchcase(layer.name, pattern)}
     if not matching:
-        raise unknown("layer", pattern, [layer.name for layer in layers], where)
+        problem = unknown("layer", pattern, [layer.name for layer in layers], where)
+        raise SeamError(f"{problem} (seam layers lists them)")
     return [
         layer._replace(fixed=True, bits=bits, counted=bits != FLOAT_BITS and (layer.counted or not layer.fixed))
         if layer.name in matching

@@ -3,56 +3,30 @@
 import os
 from collections.abc import Iterable
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from seam.errors import SeamError, unknown
-from seam.groups import Readers, layer_input, run_once, settle, watch, weight_parameter
+from seam.groups import Readers, layer_input, run_once, watch, weight_parameter
 from seam.io import load_tensors
+from seam.layers import Layer, settle
 from seam.params import Model
 
-FIXED_BITS = (8, 8)  # weight and activation bits of the first and the last layer, the usual convention
-FLOAT_BITS = (32, 32)  # of a layer that stays in full precision
 
-
-class Layer(NamedTuple):
-    """A layer with weights.
-
-    Attributes:
-        macs: multiply-accumulates of one image.
-        params: weight count.
-        fixed: its bits are not searched: the first and last layer, and those that the user locked or excluded.
-        group: name of its group, the layers that read the same tensor and share its activation bits ("": alone).
-        bits: (weight, activation) bits of a fixed layer; None means 8/8. (32, 32) means not quantized.
-        counted: for a fixed layer, whether its cost is part of the budget (locked) or apart (ends, excluded).
-        functional: a parent applies its weight (`F.linear(x, self.qkv.weight)`) instead of calling the layer.
-    """
-
-    name: str
-    macs: int
-    params: int
-    fixed: bool
-    group: str = ""
-    bits: tuple[int, int] | None = None
-    counted: bool = False
-    functional: bool = False
-
-    @property
-    def fixed_bits(self) -> tuple[int, int]:
-        """(weight, activation) bits of a fixed layer."""
-        return self.bits or FIXED_BITS
-
-
-def build(spec: Model, num_classes: int, in_chans: int) -> nn.Module:
+def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
     """Create a timm model for `num_classes` classes and `in_chans` channels, in evaluation mode.
 
-    Raises SeamError for a name timm does not know (with close ones) and for options the model refuses.
+    num_classes: None takes that of the given weights, else timm's.
+
+    Raises SeamError for a name timm does not know (with close ones), for options the model refuses, and for weights
+    that cannot be read or do not fit.
     """
     if spec.name.split(".")[0] not in timm.list_models():  # after a dot: which of timm's pretrained weights
         raise unknown("timm model", spec.name, timm.list_models(), "models")
+    state = read_weights(spec.weights) if spec.weights else None
     try:
         model = timm.create_model(
             spec.name, pretrained=spec.pretrained, num_classes=num_classes, in_chans=in_chans, **spec.kwargs
@@ -62,12 +36,15 @@ def build(spec: Model, num_classes: int, in_chans: int) -> nn.Module:
     except OSError as error:
         raise SeamError(
             f"models: the pretrained weights of {spec.name} cannot be downloaded ({error}); "
-            "set pretrained: false, or weights: to a local .safetensors file"
+            "give a local file with weights"
         ) from None
     if spec.small_stem:
         _shrink_stem(model, spec.name)
-    if spec.weights:
-        load_weights(model, spec.weights)
+    if state is not None:
+        found = _class_count(model, state)
+        if num_classes is None and found not in (None, model.num_classes):
+            replace_head(model, found)
+        _load(model, state, spec.weights)
     return model.eval()
 
 
@@ -81,8 +58,44 @@ def _shrink_stem(model: nn.Module, name: str) -> None:
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
-    """Load a safetensors state dict; SeamError names the first missing, surplus or misshapen entries."""
-    state, own = load_tensors(path), model.state_dict()
+    """Load a file of weights; SeamError names the first missing, surplus or misshapen entries."""
+    _load(model, read_weights(path), path)
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file, or in a checkpoint of `torch.save` as timm reads them.
+
+    Of a checkpoint that holds more: what is under state_dict_ema, model_ema, state_dict or model, the first that is
+    there. Prefixes of wrappers (`module.`, `_orig_mod.`) are taken off. A checkpoint is only read as far as this runs
+    none of its code (`torch.load(weights_only=True)`).
+
+    Raises SeamError for a missing or broken file, one that holds more than tensors, and one without a state dict.
+    """
+    if Path(path).suffix == ".safetensors":
+        return load_tensors(path)
+    if not Path(path).is_file():
+        raise SeamError(f"{path}: no such file")
+    try:
+        state = timm.models.load_state_dict(str(path))
+    except Exception as error:  # torch.load raises many types for what it cannot read
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SeamError(
+            f"{path}: neither a .safetensors file nor a checkpoint that can be read without running code in it "
+            f"({reason}); load it where you trust it and save the weights alone: "
+            'safetensors.torch.save_file(model.state_dict(), "NAME.safetensors")'
+        ) from None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        keys = f"; its keys are {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) and state else ""
+        raise SeamError(f"{path}: holds no state dict, neither by itself nor under state_dict or model{keys}")
+    return state
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike) -> None:
+    own = model.state_dict()
+    if any("input_quantizer" in key for key in state):
+        raise SeamError(f"{path}: weights of a quantized model (seam finetune); give full-precision ones")
+    if (found := _class_count(model, state)) not in (None, model.num_classes):
+        raise SeamError(f"{path}: weights for {found} classes, the model has {model.num_classes}")
     problems = [f"missing {k}" for k in own if k not in state] + [f"surplus {k}" for k in state if k not in own]
     problems += [
         f"{k} has shape {tuple(state[k].shape)}, the model needs {tuple(own[k].shape)}"
@@ -93,6 +106,15 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise SeamError(f"{path}: weights do not fit the model: {'; '.join(problems[:3])}{more}")
     model.load_state_dict(state)
+
+
+def _class_count(model: nn.Module, state: dict[str, Tensor]) -> int | None:
+    """The number of classes that a state dict of the model is for; None where it does not tell."""
+    layer = classifier_layer(model)
+    names = [name for name, module in model.named_modules() if module is layer]
+    weight = state.get(f"{names[0]}.weight")
+    # Another width is another model, of which nothing can be said.
+    return len(weight) if weight is not None and weight.shape[1:] == layer.weight.shape[1:] else None
 
 
 def input_size(channels: int, image_size: Iterable[int] | int) -> tuple[int, int, int]:

@@ -255,14 +255,18 @@ class Job(NamedTuple):
         return "-".join(map(str, self))
 
 
-# What each stage depends on; dvc.yaml lists the same keys (a test compares the two).
+# What a network is made from. Which of its layers may be searched, and what they cost, concerns the search alone.
+_NETWORK = tuple(f"models.{{model}}.{key}" for key in ("kwargs", "name", "pretrained", "small_stem", "weights"))
+
+# What each stage depends on. dvc.yaml lists the same keys (a test compares the two), but each model as a whole: DVC
+# refuses a key that params.yaml leaves out.
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "fetch": ("target",),
-    "pretrain": ("device", "models.{model}", "pretrain", "target"),
-    "sample": ("device", "models.{model}", "searches.{search}.proxy", "target"),
+    "pretrain": ("device", *_NETWORK, "pretrain", "target"),
+    "sample": ("device", *_NETWORK, "searches.{search}.proxy", "target"),
     "search": ("budgets.{budget}", "device", "models.{model}", "search", "searches.{search}", "target"),
-    "finetune": ("device", "finetune", "models.{model}", "target"),
-    "evaluate": ("device", "evaluate", "models.{model}", "target"),
+    "finetune": ("device", "finetune", *_NETWORK, "target"),
+    "evaluate": ("device", "evaluate", *_NETWORK, "target"),
     "claims": ("claims", "grid"),
     "report": ("grid", "report"),
     "log": ("grid", "mlflow", "name"),

@@ -16,7 +16,7 @@ from seam.policy_schema import SCHEMA, check_schema
 
 if TYPE_CHECKING:
     from seam.cost import Budget
-    from seam.models import Layer
+    from seam.layers import Layer
 
 FLOAT = 32  # bits of a layer in full precision
 COST_KEYS = ("images", "steps", "image_macs")  # of cost.json: what is the same on every machine
@@ -279,7 +279,7 @@ def policy_layers(policy: Mapping[str, Any], layers: Sequence[Layer]) -> list[La
     `policy` is the content of a file that `load_policy` accepts for `layers`; what it does not say is as in `layers`.
     Give these to `seam.quant.apply.quantize` and to `totals`.
     """
-    from seam.groups import settle
+    from seam.layers import settle
 
     described = {layer.name: layer for layer in entries(policy)}
     result = []
@@ -292,7 +292,7 @@ def policy_layers(policy: Mapping[str, Any], layers: Sequence[Layer]) -> list[La
 
 
 def _check_ties(path: str | Path, bits: Mapping[str, tuple[int, int]], layers: Sequence[Layer]) -> None:
-    from seam.groups import check_ties, group_names
+    from seam.layers import check_ties, group_names
 
     try:
         check_ties(bits, group_names(layers))

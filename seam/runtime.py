@@ -1,25 +1,46 @@
-"""The process that a stage runs in: threads, device, seeds, and the meter of what it costs."""
+"""The process that a stage runs in: threads, device, seeds, and the meter of what it costs.
+
+Importing this loads no torch: a job that needs no network has a meter too.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from seam.cores import available_cores
 from seam.errors import SeamError
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def import_torch() -> None:
+    """Import torch before anything else that does, and take its objects from the garbage collector for good.
+
+    At exit alone it would go through them again for half a second, in each job. (All objects of all libraries would
+    take longer still, but triton, which timm loads, reports those that are never collected.)
+    """
+    if "torch" not in sys.modules:
+        import torch  # noqa: F401
+
+        gc.freeze()
 
 
 def set_up(device: str, threads: int, seed: int) -> torch.device:
@@ -30,6 +51,8 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
         threads: at most; never more than the cores this process may use, since torch's spinning OpenMP threads
             slow each other down severalfold.
     """
+    import torch
+
     torch.set_num_threads(min(threads, available_cores()))
     keep_memory()
     torch.manual_seed(seed)
@@ -46,7 +69,7 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
 
 
 def keep_memory() -> None:
-    """Make the C library keep freed memory for the next step, which takes the same again; elsewhere than glibc, nothing.
+    """Make the C library keep freed memory for the next step, which takes it again (nothing on others than glibc).
 
     By default glibc gives large blocks back to the system at once, which must then clear each page anew: a fifth of the
     time of a training step on a CPU.
@@ -59,21 +82,24 @@ def keep_memory() -> None:
 
 def loader_workers(device: torch.device) -> int:
     """Processes that read image files: as many as threads beside a GPU; none on a CPU, which the network needs."""
+    import torch
+
     return torch.get_num_threads() if device.type == "cuda" else 0
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Most memory held so far, in MB: of the GPU, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
 class Meter:
-    """Counts what a job costs: seconds by part, images, steps and multiply-accumulates."""
+    """Counts what a job costs: seconds by part, images, steps and multiply-accumulates.
 
-    def __init__(self, device: torch.device):
+    device: of `set_up`; None for a job without torch, on the CPU and in one thread.
+    """
+
+    def __init__(self, device: torch.device | None):
         self.device = device
+        self._cuda, self._threads = None, 1
+        if device is not None:
+            import torch
+
+            self._cuda, self._threads = torch.cuda if device.type == "cuda" else None, torch.get_num_threads()
         self.images = self.steps = self.epochs = self.macs_per_image = 0
         self.kernels = "none"
         self.parts: dict[str, float] = {}
@@ -87,8 +113,8 @@ class Meter:
         try:
             yield
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            if self._cuda:
+                self._cuda.synchronize(self.device)
             self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
 
     def add_earlier(self, seconds: float) -> None:
@@ -100,9 +126,14 @@ class Meter:
         """Seconds since this process started, plus those of the runs it resumes."""
         return time.perf_counter() - self._start
 
+    def peak_memory_mb(self) -> float:
+        """Most memory held so far, in MB: of the GPU, else of the process."""
+        if self._cuda:
+            return self._cuda.max_memory_allocated(self.device) / 1e6
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
     def cost(self, **extra: Any) -> dict[str, Any]:
         """The content of cost.json. `seconds` counts from process start: imports, compilation, solver included."""
-        cuda = self.device.type == "cuda"
         seconds = self.seconds()
         parts = {"start": max(seconds - sum(self.parts.values()), 0.0), **self.parts}
         return {
@@ -112,10 +143,10 @@ class Meter:
             "epochs": self.epochs,
             "macs_per_image": self.macs_per_image,
             "image_macs": self.images * self.macs_per_image,
-            "peak_memory_mb": round(peak_memory_mb(self.device), 1),
-            "device": str(self.device),
-            "device_name": torch.cuda.get_device_name(self.device) if cuda else processor_name(),
-            "threads": torch.get_num_threads(),
+            "peak_memory_mb": round(self.peak_memory_mb(), 1),
+            "device": str(self.device or "cpu"),
+            "device_name": self._cuda.get_device_name(self.device) if self._cuda else processor_name(),
+            "threads": self._threads,
             "kernels": self.kernels,
             "parts": {name: round(value, 3) for name, value in parts.items()},
             **extra,

@@ -1,5 +1,6 @@
 """Policies for the reader at a terminal: a table with a bit chart, and what two of them have not in common."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from seam.policy import Entry, entries, file_totals, stale_totals
+from seam.layers import Layer
+from seam.policy import FLOAT, Entry, entries, file_totals, stale_totals
 
 _NONE = "-"
 _STYLE = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
@@ -84,6 +86,24 @@ def costs(policy: Mapping[str, Any]) -> list[str]:
         )
     lines += [f"note      {text}; the file was changed by hand" for text in stale_totals(policy)]
     return lines
+
+
+def layers(model: str, size: Sequence[int], found: Sequence[Layer], console: Console) -> None:
+    """Print a model's layers, in order of execution: cost of an image of `size`, fixed bits, who share their input."""
+    readers = Counter(layer.group for layer in found)
+    table = Table(**_STYLE, show_footer=True)
+    table.add_column("layer", f"{len(found)} layers")
+    for name, total in (("MACs", sum(x.macs for x in found)), ("params", sum(x.params for x in found))):
+        table.add_column(name, _short(total), justify="right")
+    table.add_column("")
+    for layer in found:
+        w, a = layer.fixed_bits
+        state = "full precision" if w == FLOAT else f"{'locked' if layer.counted else 'fixed'} {w}/{a}"
+        notes = [state] if layer.fixed else []
+        notes += [f"inputs tied: {layer.group}"] if readers[layer.group] > 1 else []
+        table.add_row(layer.name, _short(layer.macs), _short(layer.params), ", ".join(notes))
+    console.print(f"{'model':<9} {model}, input {_by(list(size))}")
+    console.print(table)
 
 
 def _layers_table(layers: Sequence[Entry], mark: str) -> Table:

@@ -6,6 +6,7 @@ from typing import Any
 
 from seam import io, provenance
 from seam.params import Job, Params
+from seam.runtime import Meter, import_torch, set_up
 
 
 def fetch(params: Params, out: Path) -> None:
@@ -20,11 +21,11 @@ def fetch(params: Params, out: Path) -> None:
 
 def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     """Train the full-precision target model (or take given weights) and measure it."""
+    import_torch()
     import torch
 
-    from seam import training
     from seam.evaluate import evaluate as measure
-    from seam.runtime import Meter, set_up
+    from seam.models import find_layers
 
     settings, spec = params.pretrain, params.model(model)
     inputs = [data, Path(spec.weights)] if spec.weights else [data]
@@ -34,36 +35,26 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     with meter.part("setup"):
         train, test = _target(params, "train", settings.images, settings.seed), _target(params, "test")
         network, size = _network(params, model)
-        layers = _layers(params, model, network, size)
+        layers = find_layers(network, size)
         for budget in params.grid.budgets:  # refused now, not after the training
             for search in params.grid.searches:
-                _budgets(params, model, budget, layers, params.settings(search).bits)
+                _budgets(params, model, budget, _locked(params, model, layers), params.settings(search).bits)
         network = network.to(device, memory_format=torch.channels_last)
         meter.macs_per_image = sum(layer.macs for layer in layers)
     history: list[dict[str, Any]] = []
     resume = _resume_file(params, "pretrain", {"model": model}, inputs)
     if not (spec.weights or spec.pretrained):
-        history = training.fit(
-            network,
-            training.cross_entropy(network, settings.label_smoothing),
-            train,
-            settings.epochs,
-            settings.batch_size,
-            training.training_groups(network, settings),
-            settings.seed,
-            device,
-            meter,
-            augment=settings.augment,
-            resume=resume,
-            label=f"pretrain {model}",
-        )
+        label = f"pretrain {model}"
+        history = _train(network, settings, train, settings.seed, device, meter, resume=resume, label=label)
     with meter.part("evaluate"):
         metrics = measure(network, test, params.evaluate.batch_size, device)
     io.save_tensors(out / "fp.safetensors", network.state_dict())
+    about = {"name": spec.name, "num_classes": len(train.classes), "in_chans": size[0], "input_size": list(size)}
+    io.write_json(out / "layers.json", {"model": about, "layers": [layer._asdict() for layer in layers]})
     io.write_csv(out / "history.csv", history, TRAIN_COLUMNS)
     io.write_json(out / "metrics.json", {**metrics, "images": len(test)})
     io.write_json(out / "cost.json", meter.cost())
-    outputs = [out / n for n in ("fp.safetensors", "history.csv", "metrics.json", "cost.json")]
+    outputs = [out / n for n in ("fp.safetensors", "layers.json", "history.csv", "metrics.json", "cost.json")]
     provenance.record(params, "pretrain", {"model": model}, inputs, outputs)
     _forget(resume)
     print(f"pretrain: {model}, top-1 {metrics['top1']:.2f} %, {meter.seconds():.0f} s")
@@ -71,59 +62,54 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
 
 def sample(params: Params, model: str, search: str, weights: Path, out: Path) -> None:
     """Choose a search's proxy images: proxy.json."""
-    from seam.data.fetch import fetch as fetch_dataset
-
     provenance.check_inputs(params, [weights], {"model": model})
     proxy = params.proxy(search)
     if proxy is None:
         content: dict[str, Any] = {"dataset": None, "count": 0}
     else:
+        from seam.data.fetch import fetch as fetch_dataset
         from seam.data.proxy import describe_proxy
 
-        manifest = fetch_dataset(proxy.dataset, params.data_root, proxy.path)
-        target = fetch_dataset(params.target.dataset, params.data_root, params.target.path)
+        target = manifest = _manifest(params)  # the fetch stage has verified the target
+        if (proxy.dataset, proxy.path) != (params.target.dataset, params.target.path):
+            manifest = fetch_dataset(proxy.dataset, params.data_root, proxy.path)
         content = describe_proxy(
             proxy, manifest, target, params.data_root, lambda: _feature_model(params, model, weights)
         )
     io.write_json(out / "proxy.json", content)
     provenance.record(params, "sample", {"model": model, "search": search}, [weights], [out / "proxy.json"])
+    print(f"sample: {model}-{search}, " + (f"{content['count']} images of {proxy.dataset}" if proxy else "no images"))
 
 
 def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> None:
     """Search a policy on the proxy: policy.json, cost.json, history.csv."""
-    import torch
-
-    from seam.models import input_size, replace_head, total_macs
+    if params.proxy(job.search) is not None:
+        import_torch()
+    from seam.layers import Layer
     from seam.policy import make_policy
-    from seam.quant.kernels import use_kernels
-    from seam.runtime import Meter, set_up
-    from seam.search import load_method, solve
+    from seam.search import load_method, needs_network, solve
     from seam.search.problem import Problem
-    from seam.taps import cut_taps
     from seam.tracking import live
 
-    inputs = [weights, proxy]
-    provenance.check_inputs(params, inputs, job)
+    described = weights.with_name("layers.json")
+    inputs = [weights, described, proxy]
     if table := params.model(job.model).latency:
         inputs.append(Path(table))
-    settings = params.settings(job.search)
-    device = set_up(params.device, settings.threads, job.seed)
+    provenance.check_inputs(params, inputs, job)
+    settings, method = params.settings(job.search), load_method(params.method(job.search))
+    device = network = images = None
+    if needs_network(method) or params.proxy(job.search) is not None:
+        device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
-    method = load_method(params.method(job.search))
     with meter.part("setup"):
-        network, size = _network(params, job.model, weights)
-        layers = _layers(params, job.model, network, size)
+        model, about = io.read_json(described), io.read_json(proxy)
+        layers = _locked(params, job.model, [Layer(**layer) for layer in model["layers"]])
         budgets = _budgets(params, job.model, job.budget, layers, settings.bits)
-        about = io.read_json(proxy)
-        images = _proxy_images(params, job.search, about, channels=size[0])
-        if images is not None:
-            if about["dataset"] != params.target.dataset:
-                replace_head(network, len(images.classes))
-            seen = input_size(size[0], images.image_size)
-            cut_taps(network, seen)
-            meter.macs_per_image = total_macs(network, seen)
-        network = network.to(device, memory_format=torch.channels_last)
+        if device is not None:
+            network, images = _searched(params, job, weights, about, device, meter)
     if images is not None:
+        from seam.quant.kernels import use_kernels
+
         with meter.part("compile"):
             meter.kernels, _ = use_kernels(settings.kernels, (1, len(settings.bits)), device)
     resume = _resume_file(params, "search", job._asdict(), inputs)
@@ -137,13 +123,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         layers,
         assigned,
         budgets[0],
-        {
-            "alias": job.model,
-            "name": params.model(job.model).name,
-            "num_classes": len(_manifest(params)["classes"]),
-            "in_chans": size[0],
-            "input_size": list(size),
-        },
+        {"alias": job.model, **model["model"]},
         method=params.method(job.search),
         search=job.search,
         seed=job.seed,
@@ -163,9 +143,8 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
 
 def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -> None:
     """Quantization-aware training of the target model under a policy: model.safetensors."""
-    from seam import training
+    import_torch()
     from seam.quant.kernels import use_kernels
-    from seam.runtime import Meter, set_up
     from seam.tracking import live
 
     provenance.check_inputs(params, [weights, policy], job)
@@ -180,22 +159,8 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
         meter.macs_per_image = sum(layer.macs for layer in layers)
     resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
     with live(params, job, "finetune") as log:
-        history = training.fit(
-            network,
-            training.cross_entropy(network, settings.label_smoothing),
-            train,
-            settings.epochs,
-            settings.batch_size,
-            training.training_groups(network, settings),
-            job.seed,
-            device,
-            meter,
-            augment=settings.augment,
-            clip_norm=settings.clip_norm,
-            resume=resume,
-            live=log.log,
-            label=f"finetune {job.name}",
-        )
+        more = {"clip_norm": settings.clip_norm, "live": log.log, "label": f"finetune {job.name}"}
+        history = _train(network, settings, train, job.seed, device, meter, resume=resume, **more)
     io.save_tensors(out / "model.safetensors", network.state_dict())
     io.write_csv(out / "history.csv", history, TRAIN_COLUMNS)
     io.write_json(out / "cost.json", meter.cost())
@@ -207,10 +172,10 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
 
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
     """Measure a policy on the target's test set, calibrated only and after finetuning: metrics.json."""
+    import_torch()
     from seam.evaluate import evaluate as measure
     from seam.policy import totals
     from seam.quant.kernels import use_kernels
-    from seam.runtime import set_up
 
     inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
     provenance.check_inputs(params, inputs, job)
@@ -260,17 +225,6 @@ def _target(params: Params, split: str, count: int | None = None, seed: int = 0)
     return images.subset(sample_indices(images.labels.numpy(), count, "balanced", seed))
 
 
-def _proxy_images(params: Params, search: str, about: dict[str, Any], channels: int) -> Any:
-    """The images that proxy.json describes, with the target's number of channels; None for no data."""
-    from seam.data.loaders import load
-
-    proxy = params.proxy(search)
-    if proxy is None:
-        return None
-    size = tuple(about["image_size"])
-    return load(proxy.dataset, params.data_root, proxy.split, proxy.path, about["indices"], size, channels)
-
-
 def _network(params: Params, model: str, weights: Path | None = None) -> tuple[Any, tuple[int, int, int]]:
     """The target's model, with weights if given, and its input size (C, H, W)."""
     from seam.models import build, input_size, load_weights
@@ -283,17 +237,60 @@ def _network(params: Params, model: str, weights: Path | None = None) -> tuple[A
     return network, size
 
 
+def _searched(
+    params: Params, job: Job, weights: Path, about: dict[str, Any], device: Any, meter: Any
+) -> tuple[Any, Any]:
+    """A search's network, with a head for its proxy's classes, and the images that proxy.json describes (or None)."""
+    import torch
+
+    from seam.data.loaders import load
+    from seam.models import input_size, replace_head, total_macs
+    from seam.taps import cut_taps
+
+    network, (channels, *_) = _network(params, job.model, weights)
+    images = None
+    if (proxy := params.proxy(job.search)) is not None:
+        size = tuple(about["image_size"])
+        images = load(proxy.dataset, params.data_root, proxy.split, proxy.path, about["indices"], size, channels)
+        if proxy.dataset != params.target.dataset:
+            replace_head(network, len(images.classes))
+        seen = input_size(channels, images.image_size)
+        cut_taps(network, seen)
+        meter.macs_per_image = total_macs(network, seen)
+    return network.to(device, memory_format=torch.channels_last), images
+
+
+def _train(network: Any, settings: Any, images: Any, seed: int, device: Any, meter: Any, **more: Any) -> list[dict]:
+    """Supervised training by the parameters' settings; returns the rows of history.csv."""
+    from seam import training
+
+    return training.fit(
+        network,
+        training.cross_entropy(network, settings.label_smoothing),
+        images,
+        settings.epochs,
+        settings.batch_size,
+        training.training_groups(network, settings),
+        seed,
+        device,
+        meter,
+        augment=settings.augment,
+        **more,
+    )
+
+
 def _quantized(
     params: Params, job: Job, weights: Path, policy: Path, train: Any, device: Any
 ) -> tuple[Any, Any, dict[str, tuple[int, int]]]:
     """The target's model under a policy, calibrated on its first finetuning images; its layers and their bits."""
     import torch
 
+    from seam.models import find_layers
     from seam.policy import load_policy, policy_layers
     from seam.quant.apply import calibrate, quantize
 
     network, size = _network(params, job.model, weights)
-    layers = _layers(params, job.model, network, size)
+    layers = find_layers(network, size)
     bits = load_policy(policy, layers)
     layers = policy_layers(io.read_json(policy), layers)
     network = quantize(network.to(device, memory_format=torch.channels_last), bits, layers)
@@ -302,13 +299,11 @@ def _quantized(
     return network, layers, bits
 
 
-def _layers(params: Params, model: str, network: Any, size: tuple[int, int, int]) -> Any:
-    """The model's layers, with the bits that its parameters lock and the layers that they exclude."""
+def _locked(params: Params, model: str, layers: Any) -> Any:
+    """A model's layers, with the bits that its parameters lock and the layers that they exclude."""
     from seam.locks import apply_locks
-    from seam.models import find_layers
 
-    spec = params.model(model)
-    return apply_locks(find_layers(network, size), spec.lock, spec.exclude)
+    return apply_locks(layers, params.model(model).lock, params.model(model).exclude)
 
 
 def _budgets(params: Params, model: str, budget: str, layers: Any, bits: Iterable[int]) -> list[Any]:
@@ -321,7 +316,6 @@ def _budgets(params: Params, model: str, budget: str, layers: Any, bits: Iterabl
 
 def _feature_model(params: Params, model: str, weights: Path) -> Any:
     """The pretrained target model and its device, for sampling by features."""
-    from seam.runtime import set_up
 
     device = set_up(params.device, params.pretrain.threads, 0)
     return _network(params, model, weights)[0].to(device), device

@@ -11,7 +11,9 @@
 """
 
 import copy
+import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,10 @@ __all__ = [
     "evaluate",
     "finetune",
     "input_size",
+    "is_finetuned",
     "load_finetuned",
     "open_images",
+    "preprocessing",
     "quantize",
     "search",
 ]
@@ -48,41 +52,73 @@ def open_images(
     image_size: int | None = None,
     data_root: str | Path = "data",
 ) -> Any:
-    """Images as `model` wants them: its channels, its mean and standard deviation; a seam.data.loaders.ImageSet.
+    """Images as `model` wants them, a seam.data.loaders.ImageSet: its channels, mean and standard deviation, and, for
+    folders, the centre crop and the interpolation that timm states for it.
 
     Args:
-        data: a folder with train/ and val/ (or test/), each with one folder a class; or a folder with one folder a
-            class, then all of it whatever the split; or a dataset's name; None: scikit-learn's digits, all of them.
+        data: a folder with train/ and val/ or test/ (test/ if it has both), each with one folder a class; or a folder
+            with one folder a class, then all of it whatever the split; or a dataset's name; None: scikit-learn's
+            digits, all of them.
         split: "train" or "test".
         full_size: at the model's own input size, else at 64 pixels, which suffice for a search.
         image_size: of a side in pixels, in place of either.
+        data_root: folder where datasets are kept that are given by name.
 
     Raises SeamError for a folder without classes or images, unknown names, and broken files.
     """
-    from seam.data.files import class_folders
     from seam.data.loaders import load
 
     channels, *full = default_input_size(model)
     size = (image_size, image_size) if image_size else tuple(full) if full_size else (PROXY_SIZE, PROXY_SIZE)
     if data is None:
         images = load("digits", data_root, "all", None, image_size=size, channels=channels)
-    elif not Path(data).is_dir():
+    elif Path(data).is_dir():
+        images = _folder(Path(data), split, size, channels)
+    else:
         if str(data) not in DATASETS or str(data) == "folder":
             known = ", ".join(name for name in DATASETS if name != "folder")
             raise SeamError(f"--data {data}: neither a folder nor a dataset; datasets: {known}")
         images = load(str(data), data_root, split, None, image_size=size, channels=channels)
-    elif class_folders(Path(data)) or Path(data, "train").is_dir():
-        images = load("folder", data_root, split, data, image_size=size, channels=channels)
-    else:
-        from seam.data.files import flat_folder
+    images.name = str(data or "digits")
+    return _as_trained(images, model)
 
-        images = flat_folder(Path(data), size, channels)
+
+def _folder(base: Path, split: str, size: tuple[int, int], channels: int) -> Any:
+    """The images of a folder; without train/, val/ and test/ all that is there."""
+    from seam.data.files import flat_folder, folder_reader
+    from seam.data.loaders import FileSet
+
+    parts = [name for name in ("train", "val", "test") if (base / name).is_dir()]
+    if not parts:
+        return flat_folder(base, size, channels)
+    reader = folder_reader(DATASETS["folder"], base, base)
+    if split == "test" and {"val", "test"} <= {*parts}:
+        print(f"{base}: has test/ and val/; taking test/", file=sys.stderr)
+    files, moments = reader.files(split), ([0.5] * channels, [0.25] * channels)
+    return FileSet(files.paths, torch.from_numpy(files.labels), reader.classes, *moments, size)
+
+
+def _as_trained(images: Any, model: nn.Module) -> Any:
+    """Give a set the preprocessing that timm states for the model, as far as the set has a choice."""
+    from seam.data.loaders import FileSet
+
     about = getattr(model, "pretrained_cfg", None) or {}
     for key in ("mean", "std"):
-        if len(about.get(key) or ()) == channels:
+        if len(about.get(key) or ()) == images.channels:
             setattr(images, key, list(about[key]))
-    images.name = str(data or "digits")
+    if isinstance(images, FileSet):
+        images.crop_share = about.get("crop_pct") or images.crop_share
+        if about.get("interpolation") in ("bilinear", "bicubic"):
+            images.interpolation = about["interpolation"]
     return images
+
+
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """How `open_images` makes an input of an image file at the model's size (`ImageSet.preprocessing`)."""
+    from seam.data.loaders import FileSet
+
+    channels, *size = default_input_size(model)
+    return _as_trained(FileSet([], torch.empty(0), [], [0.5] * channels, [0.25] * channels, size), model).preprocessing
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -121,10 +157,12 @@ def search(
         name: the model's, for the policy file.
         settings: others of seam.params.SearchSettings.
 
+    Where a budget limits nothing all layers get the widest bits, without a search.
+
     Returns: the content of policy.json (docs/policy.md), a list of it for `budgets`.
     Raises SeamError: a budget that no policy meets (with the reachable range), a pattern that matches no layer.
     """
-    from seam.cost import parse_budgets, read_latency
+    from seam.cost import parse_budgets, read_latency, searchable
     from seam.locks import apply_locks
     from seam.models import replace_head
     from seam.params import SearchSettings
@@ -133,6 +171,7 @@ def search(
     from seam.runtime import Meter, set_up
     from seam.search import load_method, solve
     from seam.search.problem import Problem
+    from seam.taps import cut_taps
 
     found = load_method(method)
     target = input_size(model)
@@ -142,24 +181,34 @@ def search(
     epochs = math.ceil(steps * batch / max(len(images), batch))
     own = model.num_classes == len(images.classes) and images.name not in DATASETS
     given = {"epochs": epochs, "batch_size": batch, "threads": torch.get_num_threads(), **(settings or {})}
-    chosen = SearchSettings(**given)
+    chosen = _checked(SearchSettings, given)
     if not own and "warmup_epochs" not in (settings or {}):
         chosen = chosen.model_copy(update={"warmup_epochs": math.ceil(epochs / 2)})
     table = read_latency(latency, layers) if latency else None
     limits = [budget] if isinstance(budget, str) else list(budget)
     specs = [[spec, *limits] for spec in budgets] or [limits or ["w4a4"]]
     wanted = [parse_budgets(spec, layers, chosen.bits, table) for spec in specs]
+    widest = [(chosen.bits[-1], chosen.bits[-1])] * len(searchable(layers))
+    free = [all(one.cost(widest) <= one.limit * (1 + 1e-9) for one in limits) for limits in wanted]
+    for limits in (limits for limits, limitless in zip(wanted, free, strict=True) if limitless):
+        more = " (more can be allowed: bits, --bits)" if chosen.bits[-1] < 8 else ""
+        specs = ", ".join(one.spec for one in limits)
+        print(f"budget {specs}: limits nothing; all layers get {chosen.bits[-1]} bits{more}", file=sys.stderr)
     place = set_up(device, chosen.threads, seed)
     meter = Meter(place)
+    seen = _sha256(images)
     network, images = _at_size(model, images)
     if not own:
         replace_head(network, len(images.classes))
+    seen = (target[0], *images.image_size)
+    cut_taps(network, seen)
     network = network.to(place, memory_format=torch.channels_last)
-    meter.macs_per_image = sum(layer.macs for layer in find_layers(network, (target[0], *images.image_size)))
-    meter.kernels, _ = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
+    meter.macs_per_image = sum(layer.macs for layer in find_layers(network, seen))
+    if not all(free):
+        meter.kernels, _ = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
     middle = sorted(wanted, key=lambda limits: limits[0].limit)[len(wanted) // 2]
     problem = Problem(network, layers, images, middle, chosen, seed, place, meter)
-    preferences = found.preferences(problem)
+    preferences = None if all(free) else found.preferences(problem)
     about = {
         "alias": name or type(model).__name__,
         "name": name or type(model).__name__,
@@ -167,10 +216,15 @@ def search(
         "in_chans": target[0],
         "input_size": list(target),
     }
-    proxy = {"dataset": images.name, "count": len(images) if meter.images else 0, "image_size": [*images.image_size]}
+    proxy = {
+        "dataset": images.name,
+        "count": len(images) if meter.images else 0,
+        "image_size": [*images.image_size],
+        "sha256": seen,
+    }
     policies = []
-    for limits in wanted:
-        assigned = solve(found, problem, preferences, limits)
+    for limits, limitless in zip(wanted, free, strict=True):
+        assigned = widest if limitless else solve(found, problem, preferences, limits)
         policies.append(
             make_policy(
                 layers,
@@ -181,8 +235,8 @@ def search(
                 proxy=proxy,
                 cost=meter.cost(),
                 versions=True,
-                method=method,
-                search=method,
+                method="uniform" if limitless else method,
+                search="uniform" if limitless else method,
                 seed=seed,
             )
         )
@@ -202,6 +256,13 @@ def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Mod
     layers = find_layers(model, input_size(model))
     bits = fit_policy(content, layers, where)
     return apply(copy.deepcopy(model), bits, policy_layers(content, layers))
+
+
+def is_finetuned(weights: str | Path) -> bool:
+    """Whether a file holds weights of `finetune`, not full-precision ones; only names are read."""
+    from seam.io import tensor_names
+
+    return Path(weights).suffix == ".safetensors" and any("input_quantizer" in name for name in tensor_names(weights))
 
 
 def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
@@ -258,7 +319,8 @@ def finetune(
     from seam.runtime import Meter, set_up
 
     _check_classes(model, images)
-    settings = Finetune(epochs=epochs, batch_size=batch_size, lr=lr, step_lr=step_lr, augment=augment)
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "step_lr": step_lr, "augment": augment}
+    settings = _checked(Finetune, given)
     place = set_up(device, torch.get_num_threads(), seed)
     meter = Meter(place)
     use_kernels(settings.kernels, device=place)
@@ -292,6 +354,18 @@ def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = 
     return measure(model.to(place, memory_format=torch.channels_last), images, batch_size, place)
 
 
+def _checked(kind: type, values: Mapping[str, Any]) -> Any:
+    """`kind(**values)` of seam.params; SeamError names the first value that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise SeamError(f"{key}: {what} (found {first['input']!r})") from None
+
+
 def _check_classes(model: nn.Module, images: Any) -> None:
     if len(images.classes) != model.num_classes:
         raise SeamError(
@@ -310,6 +384,13 @@ def _in_memory(images: Any) -> Any:
     mean, std = torch.tensor(images.mean) * 255, torch.tensor(images.std) * 255
     parts = [(x.permute(0, 2, 3, 1) * std + mean).round().clamp(0, 255).to(torch.uint8) for x, _ in images.batches(64)]
     return _held(torch.cat(parts), images, name)
+
+
+def _sha256(images: Any) -> str:
+    """Of the pixels and labels of a set in memory: what a search saw, wherever it lay."""
+    digest = hashlib.sha256(images.pixels.numpy().tobytes())
+    digest.update(images.labels.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _held(pixels: torch.Tensor, like: Any, name: str) -> Any:

@@ -46,13 +46,14 @@ def run(params: Params, out: Path) -> dict[str, Any]:
 
     results, root = load(params), Path(params.results)
     report = [root / "report" / name for name in report_files(params)]
-    inputs = [root / "claims.json", *results.files, *report]
+    manifest = root / "data/target/manifest.json"
+    inputs = [manifest, root / "claims.json", *results.files, *report]
     check_inputs(params, inputs)
     claims = read_json(root / "claims.json")
     place, names, written = uri(params), {}, 0
     with exclusive(place):
         store = Store(place, experiment(params))
-        records = _records(results, claims, report)
+        records = _records(results, claims, read_json(manifest), report)
         bar = Console(stderr=True)
         for entry in track(records, "MLflow", len(results.jobs) + 1, console=bar, disable=not sys.stderr.isatty()):
             names[entry.job], new = store.put(entry)
@@ -72,25 +73,25 @@ def run(params: Params, out: Path) -> dict[str, Any]:
     return content
 
 
-def _records(results: Results, claims: Mapping[str, Any], report: list[Path]) -> Iterator[Record]:
+def _records(
+    results: Results, claims: Mapping[str, Any], target: Mapping[str, Any], report: list[Path]
+) -> Iterator[Record]:
     from seam.report.tables import rows
 
     table = rows(results, claims["design"]["roles"]["baseline"])
-    manifest = results.root / "data/target/manifest.json"
-    target = read_json(manifest) if manifest.exists() else None
     for row, result in zip(table, results, strict=True):
         yield _job_record(results.params, row, result, target)
     yield _summary(results.params, claims, [results.root / "claims.json", *report])
 
 
-def _job_record(params: Params, row: Mapping[str, Any], result: JobResult, target: Mapping[str, Any] | None) -> Record:
+def _job_record(params: Params, row: Mapping[str, Any], result: JobResult, target: Mapping[str, Any]) -> Record:
     job = result.job
 
     def chart(path: Path) -> None:
-        from seam.report.figures import policy_chart
+        from seam.report.policy_chart import draw_policy
         from seam.report.style import styles
 
-        policy_chart(result.policy, path, styles(params)[job.search].colour)
+        draw_policy(result.policy, path, styles(params)[job.search].colour, dpi=100)
 
     settings = {
         "model": job.model,
@@ -124,12 +125,11 @@ def _job_record(params: Params, row: Mapping[str, Any], result: JobResult, targe
     )
 
 
-def _datasets(params: Params, result: JobResult, target: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
+def _datasets(params: Params, result: JobResult, target: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     proxy = result.proxy
-    if target:
-        profile = {key: target[key] for key in ("image_size", "channels", "train", "test", "sha256") if key in target}
-        place = target.get("path") or str(Path(params.data_root) / target["dataset"])
-        yield {"name": target["dataset"], "context": "target", "source": place, "profile": profile}
+    profile = {key: target[key] for key in ("image_size", "channels", "train", "test", "sha256")}
+    place = target["path"] or str(Path(params.data_root) / target["dataset"])
+    yield {"name": target["dataset"], "context": "target", "source": place, "profile": profile}
     if proxy["count"]:
         wanted = ("count", "image_size", "split", "sampling", "seed", "class_counts", "sha256", "share_of_target")
         profile = {key: proxy[key] for key in wanted if key in proxy}

@@ -1,4 +1,5 @@
 import copy
+import json
 import random
 from functools import cache
 
@@ -189,6 +190,14 @@ def test_integers_times_steps_are_the_weights_of_pytorch(resnet):
             )
             checked += 1
     assert checked >= 14
+
+
+def test_the_file_keeps_what_its_user_should_know(tmp_path):
+    x, _ = digits(8, last=32)
+    about = {"classes": ["Küche", "b"], "preprocessing": {"mean": [0.5], "crop": None}}
+    export(quantized(Small(), (8, 8), x), (1, 8, 8), tmp_path / "model.onnx", metadata=about)
+    found = {prop.key: json.loads(prop.value) for prop in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert found == about
 
 
 def test_two_bit_weights_without_two_bit_types(tmp_path):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from seam.errors import SeamError
-from seam.groups import check_ties, settle
 from seam.io import save_tensors
+from seam.layers import check_ties, settle
 from seam.models import Layer, build, find_layers
 from seam.params import Model
 from seam.quant.apply import calibrate, quantize

@@ -3,8 +3,13 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
+import torch
+from engines import REPOSITORY
 
 from seam import io
 from seam.errors import SeamError
@@ -71,8 +76,6 @@ def test_csv_round_trip(tmp_path):
 
 
 def test_tensors_round_trip_and_corruption_is_named(tmp_path):
-    import torch
-
     path = tmp_path / "model.safetensors"
     shared = torch.arange(6.0).reshape(2, 3)
     io.save_tensors(path, {"a": shared.t(), "b": shared})  # not contiguous, and sharing memory
@@ -99,3 +102,21 @@ def test_git_state_outside_a_repository(tmp_path, monkeypatch):
         assert io.git_state() == {"commit": None, "dirty": None}
     finally:
         io.git_state.cache_clear()
+
+
+def test_names_of_tensors_are_read_without_the_tensors(tmp_path):
+    path = tmp_path / "w.safetensors"
+    io.save_tensors(path, {"b": torch.ones(2), "a": torch.zeros(1)})
+    assert sorted(io.tensor_names(path)) == ["a", "b"]
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(SeamError, match="w.safetensors: not a valid safetensors file"):
+        io.tensor_names(path)
+    with pytest.raises(SeamError, match="none.safetensors: no such file"):
+        io.tensor_names(tmp_path / "none.safetensors")
+
+
+def test_versions_are_told_without_loading_what_they_are_of():
+    heavy = "{'onnx', 'onnxruntime', 'torch'} & {*sys.modules}"
+    code = f"import sys; from seam import io; print(io.software()['onnxruntime'], {heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.split() == [version("onnxruntime"), "set()"]

@@ -4,8 +4,18 @@ from torch import nn
 
 from seam.errors import SeamError
 from seam.io import save_tensors
-from seam.models import build, capture_features, extract_features, find_layers, load_weights, replace_head, total_macs
+from seam.models import (
+    build,
+    capture_features,
+    classifier_layer,
+    extract_features,
+    find_layers,
+    load_weights,
+    replace_head,
+    total_macs,
+)
 from seam.params import Model
+from seam.quant.apply import quantize
 
 
 def test_macs_of_resnet18_are_the_published_ones():
@@ -67,11 +77,52 @@ def test_weights_round_trip_and_misfits_are_named(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(source.state_dict().values(), again.state_dict().values(), strict=True)
     )
-    with pytest.raises(SeamError, match="shape"):
+    with pytest.raises(SeamError, match="weights for 10 classes, the model has 7"):
         load_weights(build(Model(name="test_resnet"), 7, 1), tmp_path / "w.safetensors")
+    with pytest.raises(
+        SeamError, match=r"conv1\.0\.weight has shape \(\d+, 1, 3, 3\), the model needs \(\d+, 3, 3, 3\)"
+    ):
+        load_weights(build(Model(name="test_resnet"), 10, 3), tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:200])
     with pytest.raises(SeamError, match=r"w\.safetensors"):
         load_weights(source, tmp_path / "w.safetensors")
+
+
+def test_the_number_of_classes_is_that_of_the_weights(tmp_path):
+    save_tensors(tmp_path / "w.safetensors", build(Model(name="test_vit"), 7, 3).state_dict())
+    model = build(Model(name="test_vit", weights=str(tmp_path / "w.safetensors")), None, 3)
+    assert model.num_classes == 7 and classifier_layer(model).out_features == 7
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "state_dict": s}, lambda s: {"model": s}])
+def test_weights_come_from_a_checkpoint_too(tmp_path, wrap):
+    source = build(Model(name="test_resnet"), 7, 1)
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}  # as DDP saves it
+    torch.save(wrap(state), tmp_path / "w.pth")
+    again = build(Model(name="test_resnet", weights=str(tmp_path / "w.pth")), None, 1)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (nn.Linear(2, 2), "without running code in it .*save the weights alone"),  # a module is pickled code
+        ({"net": {"fc.weight": torch.ones(1)}, "lr": 0.1}, "no state dict.*its keys are net, lr"),
+        (None, "no such file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, content, message):
+    if content is not None:
+        torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(SeamError, match=rf"w\.pth: .*{message}"):
+        build(Model(name="test_resnet", weights=str(tmp_path / "w.pth")), 7, 1)
+
+
+def test_quantized_weights_are_no_full_precision_ones(tmp_path):
+    model = build(Model(name="test_resnet"), 10, 1)
+    save_tensors(tmp_path / "w.safetensors", quantize(model, {"conv1.0": (8, 8)}).state_dict())
+    with pytest.raises(SeamError, match="weights of a quantized model"):
+        build(Model(name="test_resnet", weights=str(tmp_path / "w.safetensors")), 10, 1)
 
 
 def test_features_are_the_classifier_s_input():

@@ -220,7 +220,7 @@ def test_verify_sees_an_old_checkpoint(smoke_copy):
     weights = Path(params.results, "models/resnet/fp.safetensors")
     proxy = Path(params.results, "proxies/resnet/direct/proxy.json")
     outputs = [policy, policy.with_name("cost.json"), policy.with_name("history.csv")]
-    record(params, "search", JOB, [weights, proxy], outputs)
+    record(params, "search", JOB, [weights, weights.with_name("layers.json"), proxy], outputs)
     found = states(params)
     assert found[folder(params, "search")][0] == "fresh"
     assert found[folder(params, "finetune")] == ("stale", f"input {policy} has changed")

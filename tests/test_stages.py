@@ -1,9 +1,12 @@
 """The stages called as the command line calls them, on digits; the whole graph is run in tests/workflow."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from engines import environment
 
 from seam import io, stages
 from seam.errors import SeamError
@@ -131,3 +134,71 @@ def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_pat
     metrics = io.read_json(tmp_path / "evaluate/metrics.json")
     assert abs(metrics["calibrated_top1"] - metrics["fp_top1"]) < 1.0
     assert metrics["images"] == 359
+
+
+def test_locks_concern_the_search_and_what_follows_it(quick, tmp_path, monkeypatch):
+    """Weights pretrained without the lock are taken; finetuning and evaluation know it from the policy."""
+    weights = pretrained(quick)
+    locked = {"name": "test_resnet", "lock": ["layer2.*=8/8"], "exclude": ["layer3.0.conv1"]}
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, finetune__epochs=1, models={"resnet": locked})
+    job = Job("resnet", "uniform", "w3a3", 0)
+    stages.sample(params, "resnet", "uniform", weights, tmp_path / "proxy")
+    stages.search(params, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    policy = io.read_json(tmp_path / "search/policy.json")
+    own = {name: layer for name, layer in policy["layers"].items() if name.startswith("layer2.")}
+    assert own
+    assert all(layer["locked"] and (layer["w"], layer["a"]) == (8, 8) for layer in own.values())
+    assert policy["layers"]["layer3.0.conv1"]["w"] == 32
+    with pytest.raises(SeamError, match=r"models.resnet.exclude\S* was \['layer3.0.conv1'\], is \[\]"):
+        stages.finetune(quick, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+    stages.finetune(params, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+    files = (weights, tmp_path / "search/policy.json", tmp_path / "finetune/model.safetensors")
+    stages.evaluate(params, job, *files, tmp_path / "evaluate")
+    metrics = io.read_json(tmp_path / "evaluate/metrics.json")
+    assert metrics["bitops_g"] == policy["totals"]["bitops_g"]
+
+
+def test_a_changed_latency_table_is_refused(quick, tmp_path, monkeypatch):
+    weights = pretrained(quick)
+    layers = io.read_json(weights.with_name("layers.json"))["layers"]
+    bits = [(w, a) for w in range(2, 9) for a in range(2, 9)]
+    rows = [{"layer": layer["name"], "w": w, "a": a, "ms": w} for layer in layers for w, a in bits]
+    io.write_csv("ms.csv", rows)
+    model = {"name": "test_resnet", "latency": "ms.csv"}
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, models={"resnet": model}, budgets={"w3a3": "60 ms"})
+    job = Job("resnet", "uniform", "w3a3", 0)
+    stages.sample(params, "resnet", "uniform", weights, tmp_path / "proxy")
+    stages.search(params, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    assert "ms.csv" in io.read_json(tmp_path / "search/provenance.json")["inputs"]
+    Path("ms.csv").write_text(Path("ms.csv").read_text() + "\n")
+    with pytest.raises(SeamError, match="policy.json: was made from another version of ms.csv"):
+        stages.finetune(params, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+
+
+def test_what_needs_no_network_loads_no_torch(quick, tmp_path, monkeypatch):
+    weights = pretrained(quick)
+    io.write_text("quick.yaml", yaml.safe_dump(quick.dump()))
+
+    def run(stage, *options):
+        code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules))"
+        code += "; from seam.cli import main; main()"
+        common = ("--params", "quick.yaml", "--model", "resnet", "--weights", str(weights))
+        command = [sys.executable, "-c", code, stage, *common, *options]
+        done = subprocess.run(command, env=environment(ROOT), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split()[-1] == "False", stage
+
+    run("sample", "--search", "seam-subset", "--out", "subset")
+    run("sample", "--search", "uniform", "--out", "none")
+    job = ("--search", "uniform", "--budget", "w3a3", "--seed", "0")
+    run("search", *job, "--proxy", "none/proxy.json", "--out", "without")
+
+    io.write_text("package/__init__.py", "")
+    io.write_text("package/again.py", "from seam.search.uniform import SPEND, preferences")
+    monkeypatch.syspath_prepend(tmp_path)
+    again = {"method": "package.again", "proxy": "none"}  # does not say that it needs no network
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, searches__again=again)
+    stages.sample(params, "resnet", "again", weights, tmp_path / "again")
+    stages.search(params, Job("resnet", "again", "w3a3", 0), weights, tmp_path / "again/proxy.json", tmp_path / "with")
+    without, given = (io.read_json(tmp_path / folder / "policy.json") for folder in ("without", "with"))
+    assert without == {**given, "method": "uniform", "search": "uniform"}

@@ -1,18 +1,22 @@
 """The tool and the Python API: a model, a folder of images, a limit; no pipeline."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
 from digit_images import save_digits
 from engines import REPOSITORY, environment
+from onnxruntime import InferenceSession
+from PIL import Image
 
 import seam.tool as seam
 from seam.errors import SeamError
-from seam.io import read_json, save_tensors
+from seam.io import read_json, save_tensors, sha256
 from seam.models import find_layers, input_size
 from seam.policy import entries
 
@@ -25,6 +29,8 @@ def folder(tmp_path_factory):
     base = tmp_path_factory.mktemp("digits")
     save_digits(base / "split" / "train", range(0, 200))
     save_digits(base / "split" / "val", range(200, 260))
+    for path in sorted((base / "split" / "val").rglob("*.png"))[:4]:  # not square
+        Image.open(path).resize((48, 36)).save(path)
     save_digits(base / "flat", range(0, 100))
     return base
 
@@ -49,7 +55,7 @@ def test_search_quantize_calibrate_finetune_evaluate(folder, model):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     full = seam.open_images(folder / "split", model, image_size=SIZE)
     quantized = seam.calibrate(seam.quantize(model, policy), full)
-    history = seam.finetune(quantized, full, epochs=2, lr=0.02)
+    history = seam.finetune(quantized, full, epochs=4, lr=0.05, augment=False)
     assert history[-1]["loss"] < history[0]["loss"]
     metrics = seam.evaluate(quantized, seam.open_images(folder / "split", model, "test", image_size=SIZE))
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
@@ -94,6 +100,35 @@ def test_a_curve_spends_each_of_its_budgets(model):
     assert all(0.97 <= policy["budget"]["share"] <= 1 for policy in policies)
 
 
+def test_the_policy_says_which_images_the_search_saw(folder, model, tmp_path):
+    options = {"steps": 1, "settings": {"kernels": "eager", "bits": (3, 5)}}
+
+    def proxy(path):
+        return seam.search(model, seam.open_images(path, model, image_size=SIZE), "w4a4", **options)["proxy"]
+
+    shutil.copytree(folder / "flat", tmp_path / "copy")
+    first, copied = proxy(folder / "flat"), proxy(tmp_path / "copy")
+    next((tmp_path / "copy" / "3").iterdir()).unlink()
+    other = proxy(tmp_path / "copy")
+    assert first["sha256"] == copied["sha256"] != other["sha256"] and other["count"] == 99
+
+
+def test_bits_to_choose_from(model, capsys):
+    policy = seam.search(model, budget="w8a8", method="uniform", settings={"bits": (2, 8)})
+    assert {(layer["w"], layer["a"]) for layer in policy["layers"].values()} == {(8, 8)}
+    with pytest.raises(SeamError, match=r"bits\.0: .*greater than or equal to 2 \(found 1\)"):
+        seam.search(model, method="uniform", settings={"bits": (1, 2)})
+
+
+def test_where_nothing_is_limited_all_layers_get_the_widest_bits(model, capsys):
+    middle, free = seam.search(model, budgets=["w4a4", "w6a6"], method="random")
+    assert {(layer["w"], layer["a"]) for layer in free["layers"].values() if not layer["fixed"]} == {(6, 6)}
+    assert (middle["method"], free["method"]) == ("random", "uniform")
+    assert "budget w6a6: limits nothing; all layers get 6 bits (more can be allowed" in capsys.readouterr().err
+    also = seam.search(model, budget=["w6a6", "0.2 MB"], method="random")  # the second limits
+    assert also["method"] == "random" and capsys.readouterr().err == ""
+
+
 def test_a_transformer_takes_small_images(folder):
     model = timm.create_model("test_vit", num_classes=10).eval()
     images = seam.open_images(folder / "flat", model, image_size=SIZE)
@@ -110,6 +145,27 @@ def test_images_are_normalised_as_the_model_wants_them(folder, model):
         assert next(iter(images.batches(4)))[0].shape == (4, 3, 16, 16)
 
 
+def test_images_are_cropped_and_resized_as_the_model_wants_them(folder, model):
+    model.pretrained_cfg.update(crop_pct=0.5, interpolation="bicubic", input_size=(3, 40, 40))
+    path = sorted((folder / "split" / "val").rglob("*.png"))[0]
+    image = Image.open(path).resize((106, 80), Image.Resampling.BICUBIC).crop((33, 20, 73, 60))
+    images = seam.open_images(folder / "split", model, "test", full_size=True).subset([0])
+    ((x, _),) = images.batches(1)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (images.mean, images.std))
+    expected = (torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255 - mean) / std
+    torch.testing.assert_close(x[0], expected)
+    assert seam.preprocessing(model) == images.preprocessing
+
+
+def test_a_folder_with_val_and_test_says_which_is_taken(tmp_path, model, capsys):
+    for part, count in (("train", 30), ("val", 20), ("test", 10)):
+        save_digits(tmp_path / part, range(count))
+    assert len(seam.open_images(tmp_path, model)) == 30
+    assert capsys.readouterr().err == ""
+    assert len(seam.open_images(tmp_path, model, "test")) == 10
+    assert "has test/ and val/; taking test/" in capsys.readouterr().err
+
+
 def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
     policies = [seam.search(model, budgets=["w2a2", "w5a5"], method="random")[i] for i in (0, 1)]
     tuned = seam.quantize(model, policies[0])
@@ -123,9 +179,8 @@ def test_a_model_that_cannot_run_on_small_images_gets_larger_ones(folder):
     model = timm.create_model("inception_v3", num_classes=10).eval()
     model.pretrained_cfg["input_size"] = (3, 96, 96)
     images = seam.open_images(folder / "flat", model, image_size=SIZE)
-    policy = seam.search(
-        model, images, "w4a4", method="sensitivity", settings={"calibration_images": 2, "bits": (3, 5)}
-    )
+    few = {"method": "sensitivity", "exclude": ["Mixed*"], "settings": {"calibration_images": 2, "bits": (3, 5)}}
+    policy = seam.search(model, images, "w4a4", **few)
     assert policy["proxy"]["image_size"] == [96, 96]
 
 
@@ -136,11 +191,13 @@ def test_a_curve_meets_the_other_limits_too(model):
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [("nowhere", "neither a folder nor a dataset"), ("half", "train/ and val/")]
+    ("data", "message"),
+    [("nowhere", "neither a folder nor a dataset"), ("half", "train/ and val/"), ("rest", "train/ and val/")],
 )
 def test_data_that_is_none(tmp_path, monkeypatch, model, data, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "half" / "train" / "cats").mkdir(parents=True)
+    for part in ("half/train", "rest/val"):
+        (tmp_path / part / "cats").mkdir(parents=True)
     with pytest.raises(SeamError, match=message):
         seam.open_images(data, model)
 
@@ -170,7 +227,59 @@ def test_the_four_commands(folder, model, tmp_path):
     done = run("export", *policy, "--weights", "tuned.safetensors", *data, "-o", "model.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model.onnx").stat().st_size > 0
-    assert read_json(tmp_path / "model.parity.json")["file"] == "model.onnx"
+    report = read_json(tmp_path / "model.parity.json")
+    assert report["file"] == "model.onnx"
+    session = InferenceSession(tmp_path / "model.onnx")
+    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert about == report["metadata"]
+    assert about["model"] == "test_resnet" and about["classes"] == [str(digit) for digit in range(10)]
+    assert about["policy_sha256"] == sha256(tmp_path / "policy.json")
+    images = seam.open_images(folder / "split", model, "test", full_size=True)
+    for i in (0, 30):  # one is not square
+        ((x, _),) = images.subset([i]).batches(1)
+        prepared = prepare(images.paths[i], about["preprocessing"])
+        ours, theirs = (session.run(["logits"], {"images": values})[0] for values in (x.numpy(), prepared))
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def prepare(path, how):
+    """An image file as an exported model wants it, by nothing but what the model's file says."""
+    image = Image.open(path).convert(how["colour"])
+    height, width = how["resize"]
+    if how["keep_shape"]:
+        scale = max(height / image.height, width / image.width)
+        height, width = (max(a, int(b * scale)) for a, b in ((height, image.height), (width, image.width)))
+    image = image.resize((width, height), Image.Resampling[how["interpolation"].upper()])
+    if how["crop"]:
+        top, left = (round((a - b) / 2) for a, b in zip((height, width), how["crop"], strict=True))
+        image = image.crop((left, top, left + how["crop"][1], top + how["crop"][0]))
+    x = (np.asarray(image, np.float32) / 255 - how["mean"]) / how["std"]
+    return x.transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def test_the_model_in_full_precision_is_the_baseline(folder, model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    command = ("evaluate", "--model", "test_resnet", "--data", folder / "split", "--weights")
+    done = run(*command, "mine.pth", "-o", "metrics.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test_resnet in full precision, 60 images" in done.stdout
+    images = seam.open_images(folder / "split", model, "test", full_size=True)
+    assert read_json(tmp_path / "metrics.json")["top1"] == pytest.approx(seam.evaluate(model, images)["top1"])
+    tuned = seam.quantize(model, seam.search(model, method="uniform"))
+    save_tensors(tmp_path / "tuned.safetensors", tuned.state_dict())
+    done = run(*command, "tuned.safetensors", cwd=tmp_path)
+    assert done.returncode == 2 and "give the --policy that they were tuned under" in done.stderr
+
+
+def test_layers_are_listed_without_a_search(tmp_path):
+    done = run("layers", "--model", "resnet18", "--lock", "layer1.*=6/4", "--exclude", "layer3.0.conv2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {words[0]: words[1:] for line in done.stdout.splitlines() if (words := line.split())}
+    assert rows["conv1"] == ["118M", "9.41k", "fixed", "8/8"]
+    assert rows["layer1.1.conv1"][2:] == ["locked", "6/4"]
+    assert rows["layer2.0.downsample.0"] == ["6.42M", "8.19k", "inputs", "tied:", "layer2.0.conv1"]
+    assert rows["layer2.1.conv1"][2:] == []
+    assert rows["layer3.0.conv2"][2:] == ["full", "precision"]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +287,7 @@ def test_the_four_commands(folder, model, tmp_path):
     [
         (["--model", "resnet81"], ["resnet81", "resnet18"]),
         (["--model", "test_resnet", "--weights", "none.safetensors"], ["none.safetensors"]),
+        (["--model", "test_resnet", "--bits", "2,9"], ["--bits 2,9", "from 2 to 8"]),
     ],
 )
 def test_bad_input_is_named_with_exit_code_2(tmp_path, arguments, named):

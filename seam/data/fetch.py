@@ -9,7 +9,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from seam import io
-from seam.data.files import class_folders
+from seam.data.files import FilesReader, class_folders
 from seam.data.readers import SPLITS, Reader, open_reader
 from seam.data.registry import DATASETS, DatasetInfo
 from seam.data.sources import from_debian, from_torchvision, say
@@ -62,6 +62,47 @@ def described(dataset: str, root: str | Path, path: str | Path | None = None) ->
     if info.layout == "folder" and path is None:
         return fetch(dataset, root, path)
     return read_manifest(info, places(info, Path(root), path)[1]) or fetch(dataset, root, path)
+
+
+def opened(dataset: str, root: Path, path: str | Path | None) -> tuple[dict, Reader]:
+    """The manifest and the reader of a dataset; fetched if it is missing or is not what the manifest says."""
+    info = known(dataset)
+    base, cache = places(info, root, path)
+    manifest = read_manifest(info, cache)
+    if manifest is not None:
+        try:
+            reader = open_reader(info, base, cache)
+            if _agree(manifest, reader):
+                return manifest, reader
+        except SeamError:
+            pass  # fetch gets it again or says why it cannot
+    return fetch(dataset, root, path), open_reader(info, base, cache)
+
+
+def _agree(manifest: dict, reader: Reader) -> bool:
+    """Whether a set of files is the one of the manifest (other formats verify their checksums as they are read)."""
+    if not isinstance(reader, FilesReader):
+        return True
+    if reader.small:
+        return reader.digests() == manifest["sha256"]
+    # Without the files' sizes: asking for a million of them takes minutes on a network disk. `fetch` compares them.
+    counts = [len(reader.labels(split)) for split in SPLITS]
+    return reader.classes == manifest["classes"] and counts == [manifest[split]["count"] for split in SPLITS]
+
+
+def parts(dataset: str, split: str) -> tuple[str, ...]:
+    """The reader's splits that make up "train", "test" or "all": train, then test; digits' in the file's own order."""
+    if split not in (*SPLITS, "all"):
+        raise SeamError(f"{dataset}: unknown split '{split}'; known: train, test, all")
+    if split != "all":
+        return (split,)
+    return ("all",) if known(dataset).layout == "digits" else SPLITS
+
+
+def labels(dataset: str, root: str | Path, split: str, path: str | Path | None = None) -> np.ndarray:
+    """int64 [N]: labels of the images that `seam.data.loaders.load` gives, in the same order; loads no image."""
+    reader = opened(dataset, Path(root), path)[1]
+    return np.concatenate([reader.labels(name) for name in parts(dataset, split)])
 
 
 def places(info: DatasetInfo, root: Path, path: str | Path | None) -> tuple[Path, Path]:

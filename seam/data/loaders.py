@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seam.data.fetch import fetch, known, places, read_manifest
-from seam.data.files import FilesReader
-from seam.data.readers import SPLITS, Reader, open_reader
+from seam.data.fetch import known, opened, parts
 from seam.data.sets import FileSet, ImageSet, TensorSet, luma, resize_pixels
 from seam.errors import SeamError
 
@@ -33,10 +31,8 @@ def load(
 
     Fetches what is missing. SeamError: unknown dataset or split, indices or sizes out of range, bad files.
     """
-    info = known(dataset)
-    if split not in (*SPLITS, "all"):
-        raise SeamError(f"{dataset}: unknown split '{split}'; known: train, test, all")
-    manifest, reader = _opened(dataset, Path(root), path)
+    info, names = known(dataset), parts(dataset, split)
+    manifest, reader = opened(dataset, Path(root), path)
     channels, size = channels or manifest["channels"], _size(dataset, image_size)
     if channels not in (1, 3):
         raise SeamError(f"{dataset}: channels must be 1 or 3 (found {channels})")
@@ -46,13 +42,12 @@ def load(
     elif channels < len(mean):
         mean, std = manifest["luma"]["mean"], manifest["luma"]["std"]
 
-    parts = ("all",) if split == "all" and info.layout == "digits" else SPLITS if split == "all" else (split,)
-    arrays = [reader.arrays(part) for part in parts]
-    count = sum(len(a.labels if a else reader.labels(part)) for a, part in zip(arrays, parts, strict=True))
+    arrays = [reader.arrays(name) for name in names]
+    count = sum(len(a.labels if a else reader.labels(name)) for a, name in zip(arrays, names, strict=True))
     chosen = _positions(dataset, split, indices, count)
     if arrays[0] is None:
-        paths = [path for part in parts for path in reader.files(part).paths]
-        labels = torch.from_numpy(np.concatenate([reader.labels(part) for part in parts]))
+        paths = [path for name in names for path in reader.files(name).paths]
+        labels = torch.from_numpy(np.concatenate([reader.labels(name) for name in names]))
         images = FileSet(paths, labels, reader.classes, mean, std, size or reader.image_size, info.flip)
         return images if chosen is None else images.subset(chosen)
 
@@ -69,32 +64,6 @@ def load(
         else:
             later = size
     return TensorSet(pixels, torch.from_numpy(labels), reader.classes, mean, std, info.flip, later)
-
-
-def _opened(dataset: str, root: Path, path: str | Path | None) -> tuple[dict, Reader]:
-    """The manifest and the reader of a dataset; fetched if it is missing or is not what the manifest says."""
-    info = known(dataset)
-    base, cache = places(info, root, path)
-    manifest = read_manifest(info, cache)
-    if manifest is not None:
-        try:
-            reader = open_reader(info, base, cache)
-            if _agree(manifest, reader):
-                return manifest, reader
-        except SeamError:
-            pass  # fetch gets it again or says why it cannot
-    return fetch(dataset, root, path), open_reader(info, base, cache)
-
-
-def _agree(manifest: dict, reader: Reader) -> bool:
-    """Whether a set of files is the one of the manifest (other formats verify their checksums as they are read)."""
-    if not isinstance(reader, FilesReader):
-        return True
-    if reader.small:
-        return reader.digests() == manifest["sha256"]
-    # Without the files' sizes: asking for a million of them takes minutes on a network disk. `fetch` compares them.
-    counts = [len(reader.labels(split)) for split in SPLITS]
-    return reader.classes == manifest["classes"] and counts == [manifest[split]["count"] for split in SPLITS]
 
 
 def _size(dataset: str, image_size: int | Sequence[int] | None) -> tuple[int, int] | None:

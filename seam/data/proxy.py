@@ -22,8 +22,8 @@ def describe_proxy(
 
     Raises: SeamError if more images are asked for than there are.
     """
-    from seam.data.loaders import load
-    from seam.data.sampling import sample_indices
+    from seam.data.fetch import labels as read_labels
+    from seam.data.sampling import NEED_FEATURES, sample_indices
 
     size = [proxy.image_size] * 2 if proxy.image_size else list(manifest["image_size"])
     parts = ("train", "test") if proxy.split == "all" else ("train",)
@@ -34,9 +34,9 @@ def describe_proxy(
         raise SeamError(f"proxy: asks for {wanted} images of {proxy.dataset}, which has {available} ({proxy.split})")
     indices = None
     if wanted < available:
-        images = load(proxy.dataset, root, proxy.split, proxy.path)
         features = None
-        if proxy.sampling in ("herding", "k_center"):
+        if proxy.sampling in NEED_FEATURES:
+            from seam.data.loaders import load
             from seam.models import extract_features
 
             network, device = model()
@@ -44,7 +44,7 @@ def describe_proxy(
                 proxy.dataset, root, proxy.split, proxy.path, image_size=tuple(size), channels=target["channels"]
             )
             features = extract_features(network, seen.batches(250, device=device))[0].numpy()
-        labels = images.labels.numpy()
+        labels = read_labels(proxy.dataset, root, proxy.split, proxy.path)
         indices = sample_indices(labels, wanted, proxy.sampling, proxy.seed, features)
         counts = np.bincount(labels[indices], minlength=len(manifest["classes"]))
         indices = [int(i) for i in indices]

@@ -1,7 +1,9 @@
 """Sets of images that give normalised batches: in memory (small images) or read from files (large ones)."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,16 @@ class ImageSet(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    @abstractmethod
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image becomes the network's input when nothing is augmented, in JSON types.
+
+        colour: Pillow's mode, "RGB" or "L". resize: (H, W) in pixels, to the least size that covers it if keep_shape,
+        else to exactly that; interpolation: Pillow's filter. crop: (H, W) around the centre, or None. mean, std: a
+        float a channel, on the scale 0..1.
+        """
 
     @abstractmethod
     def subset(self, indices: Sequence[int] | Tensor) -> "ImageSet":
@@ -122,6 +134,10 @@ class TensorSet(ImageSet):
         self.channels = pixels.shape[3]
         self._on: dict[torch.device, Tensor] = {}  # copies on accelerators
 
+    @property
+    def preprocessing(self):
+        return _preprocessing(self, list(self.image_size), False, "bilinear", None)
+
     def subset(self, indices):
         indices = torch.as_tensor(indices, dtype=torch.int64)
         return TensorSet(
@@ -164,25 +180,33 @@ def _shift_and_flip(x: Tensor, shift: Tensor, flip: Tensor | None) -> Tensor:
 class FileSet(ImageSet):
     """Image files, decoded on the way by worker processes.
 
-    Augmented: a random resized crop and a flip; else: resized and cropped to the centre.
+    Augmented: a random resized crop and a flip; else: resized, and the middle `crop_share` of the shorter side taken.
+    `crop_share` and `interpolation` (a filter of Pillow) may be set to what the model was trained for.
     """
 
     def __init__(self, paths: list[str], labels: Tensor, classes, mean, std, image_size, flip: bool = True):
         self.paths, self.labels, self.classes = paths, labels, list(classes)
         self.mean, self.std, self.flip = list(mean), list(std), flip
         self.image_size, self.channels = tuple(image_size), len(self.mean)
+        self.crop_share, self.interpolation = CROP_SHARE, "bilinear"
+
+    @property
+    def preprocessing(self):
+        size = _uncropped(self.image_size, self.crop_share)
+        return _preprocessing(self, size, True, self.interpolation, list(self.image_size))
 
     def subset(self, indices):
+        images = copy.copy(self)
         indices = torch.as_tensor(indices, dtype=torch.int64)
-        paths = [self.paths[i] for i in indices.tolist()]
-        return FileSet(paths, self.labels[indices], self.classes, self.mean, self.std, self.image_size, self.flip)
+        images.paths, images.labels = [self.paths[i] for i in indices.tolist()], self.labels[indices]
+        return images
 
     def _epoch(self, order, draw, spans, device, workers):
         from torch.utils.data import DataLoader
 
         paths = [self.paths[i] for i in order.tolist()]
         seeds = draw.seeds.tolist() if draw.augment else None
-        decoder = _Decoder(paths, seeds, self.image_size, self.channels, self.flip)
+        decoder = _Decoder(paths, seeds, self.image_size, self.channels, self.flip, self.crop_share, self.interpolation)
         loader = DataLoader(
             decoder,
             batch_sampler=[range(start, stop) for start, stop in spans],
@@ -200,17 +224,18 @@ class FileSet(ImageSet):
 class _Decoder:
     """Position in the epoch -> uint8 [H, W, C], or the message of a file that cannot be read."""
 
-    def __init__(self, paths, seeds, image_size, channels, flip):
+    def __init__(
+        self, paths, seeds, image_size, channels, flip, crop_share: float = CROP_SHARE, interpolation: str = "bilinear"
+    ):
         from torchvision.transforms import v2
 
         self.paths, self.seeds, self.channels = paths, seeds, channels
         if seeds is None:
-            sides = [round(side / CROP_SHARE) for side in image_size]
-            self.transform = v2.Compose([_ResizeToCover(sides), v2.CenterCrop(image_size)])
+            sides = _uncropped(image_size, crop_share)
+            self.transform = v2.Compose([_ResizeToCover(sides, interpolation), v2.CenterCrop(image_size)])
         else:
-            self.transform = v2.Compose(
-                [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(0.5 if flip else 0.0)]
-            )
+            crop = v2.RandomResizedCrop(image_size, interpolation=v2.InterpolationMode(interpolation))
+            self.transform = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if flip else 0.0)])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -234,15 +259,33 @@ class _Decoder:
 class _ResizeToCover:
     """Resize a PIL image, its shape kept, to the least size that covers (H, W)."""
 
-    def __init__(self, size):
-        self.size = size
+    def __init__(self, size, interpolation):
+        self.size, self.interpolation = size, interpolation
 
     def __call__(self, image):
         from PIL import Image
 
         scale = max(self.size[0] / image.height, self.size[1] / image.width)
         size = (max(self.size[1], int(image.width * scale)), max(self.size[0], int(image.height * scale)))
-        return image.resize(size, Image.Resampling.BILINEAR)
+        return image.resize(size, Image.Resampling[self.interpolation.upper()])
+
+
+def _uncropped(size: Sequence[int], crop_share: float) -> list[int]:
+    """(H, W) of an image of which a centre crop of `size` is `crop_share` of each side."""
+    return [round(side / crop_share) for side in size]
+
+
+def _preprocessing(images: ImageSet, resize: list[int], keep_shape: bool, interpolation: str, crop: list[int] | None):
+    """`ImageSet.preprocessing`."""
+    return {
+        "colour": "RGB" if images.channels == 3 else "L",
+        "resize": resize,
+        "keep_shape": keep_shape,
+        "interpolation": interpolation,
+        "crop": crop,
+        "mean": list(images.mean),
+        "std": list(images.std),
+    }
 
 
 def _collate(items: list) -> Tensor | str:

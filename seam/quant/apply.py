@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from seam.errors import SeamError
-from seam.groups import check_ties, group_names, watch
-from seam.models import FLOAT_BITS, Layer
+from seam.groups import watch
+from seam.layers import FLOAT_BITS, Layer, check_ties, group_names
 from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seam.models import Layer
+from seam.layers import Layer
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
 from seam.quant.functional import initial_steps, integer_bounds, mix

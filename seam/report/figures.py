@@ -162,26 +162,6 @@ def draw_bits(axes: Axes, policy: Mapping[str, Any], colour: str) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def policy_chart(policy: Mapping[str, Any], path: Path, colour: str = "#0072B2", dpi: int = 100) -> None:
-    """One policy's bits a layer as a PNG file, with its BitOPs and size in the title."""
-    with matplotlib.rc_context(RC):
-        # Margins by hand: a layout engine would draw everything twice, and the log stage makes a chart for each run.
-        names = 0.25 + 0.057 * max(map(len, policy["layers"]))
-        width, height = max(5.5, 0.14 * len(policy["layers"]) + 1), 2.2 + names
-        figure, axes = plt.subplots(figsize=(width, height))
-        figure.subplots_adjust(0.55 / width, names / height, 1 - 0.1 / width, 1 - 0.3 / height)
-        draw_bits(axes, policy, colour)
-        _layer_names(axes, policy)
-        axes.set_ylabel("activation | weight bits")
-        totals, budget = policy["totals"], policy["budget"]
-        axes.set_title(
-            f"{policy['model']['alias']}, {policy['search']}: {totals['bitops_g']:.4g} GBitOPs (searchable layers), "
-            f"{budget['share']:.1%} of {budget['spec']}, {totals['size_mb']:.3g} MB",
-            fontsize=8,
-        )
-    save(figure, path.parent, path.stem, ["png"], dpi)
-
-
 def search_curves(results: Results, chosen: Mapping[str, Style]) -> Figure:
     """Loss, expected cost / budget and entropy of the bit-width logits over the search; a line a job."""
     rows = {

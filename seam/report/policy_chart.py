@@ -17,7 +17,7 @@ FORMATS = ("png", "svg")
 _LAYER = 0.15  # inches
 
 
-def draw_policy(policy: Mapping[str, Any], path: str | Path, dpi: int = 150) -> None:
+def draw_policy(policy: Mapping[str, Any], path: str | Path, colour: str = COLOURS[0], dpi: int = 150) -> None:
     """Write the bit chart of a policy file's content; the same policy gives the same bytes.
 
     A layer in full precision has no bar. Raises SeamError if the path ends in neither .png nor .svg.
@@ -34,11 +34,12 @@ def draw_policy(policy: Mapping[str, Any], path: str | Path, dpi: int = 150) -> 
         for layer in layers
     ]
     with matplotlib.rc_context(RC):
+        # Margins by hand: a layout engine would draw everything twice, and the log stage makes a chart for each run.
         names = 0.2 + 0.05 * max(len(layer.name) for layer in layers)
         width, height = max(7.0, _LAYER * len(layers) + 0.8), 2.9 + names
         figure, axes = plt.subplots(figsize=(width, height))
         figure.subplots_adjust(0.6 / width, names / height, 1 - 0.1 / width, 1 - 0.55 / height)
-        draw_bits(axes, {"layers": dict(enumerate(bars))}, COLOURS[0])
+        draw_bits(axes, {"layers": dict(enumerate(bars))}, colour)
         axes.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90, fontsize=6)
         axes.set_ylabel("input | weight bits")
         hatched = any(bar["fixed"] for bar in bars)

@@ -5,7 +5,8 @@ A method is one function
     def preferences(problem: Problem) -> numpy.ndarray   # [layers, weight bits, activation bits], higher is better
 
 and `seam.assign` turns the table into the best policy within the budget. A module may set SPEND, the least share of the
-budget that its policies use, in place of the parameter `spend`.
+budget that its policies use, in place of the parameter `spend`; and NETWORK = False, where the layers' sizes are all it
+needs: with `proxy: none` it is then given no network, and its job does not load torch.
 """
 
 import importlib
@@ -25,6 +26,11 @@ def solve(method: ModuleType, problem: Any, table: Any, budgets: Any) -> list[tu
 
     spend = getattr(method, "SPEND", problem.settings.spend)
     return assign(table, problem.names, problem.settings.bits, budgets, spend, groups=problem.groups)
+
+
+def needs_network(method: ModuleType) -> bool:
+    """Whether a method looks at the network, and not only at its layers' sizes."""
+    return getattr(method, "NETWORK", True)
 
 
 def load_method(name: str) -> ModuleType:

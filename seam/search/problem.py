@@ -1,18 +1,20 @@
-"""What a search method is given."""
+"""What a search method is given. Imports no torch, for the methods that need no network."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from seam.cost import Budget
-from seam.groups import group_names
-from seam.models import Layer
+from seam.layers import Layer, group_names
 from seam.params import SearchSettings
 from seam.runtime import Meter
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass
@@ -20,7 +22,8 @@ class Problem:
     """One search: the model, the data, the budget, and where to report.
 
     Attributes:
-        model: full-precision network with a head for the proxy's classes, on `device`; the method may change it.
+        model: full-precision network with a head for the proxy's classes, on `device`; the method may change it. None,
+            and no device either, for a method that needs no network and sees no data.
         layers: all quantizable layers, MACs at the target's input size.
         images: the proxy's training images (seam.data.loaders.ImageSet); None for methods that see no data.
         budgets: linear limits over the searchable layers; the first one is the one to be spent.
@@ -29,13 +32,13 @@ class Problem:
         report: extra entries for cost.json (e.g. logit_entropy), filled by the method.
     """
 
-    model: nn.Module
+    model: nn.Module | None
     layers: Sequence[Layer]
     images: Any
     budgets: Sequence[Budget]
     settings: SearchSettings
     seed: int
-    device: torch.device
+    device: torch.device | None
     meter: Meter
     resume: Path | None = None
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -7,6 +7,8 @@ import numpy as np
 
 from seam.search.problem import Problem
 
+NETWORK = False
+
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] of independent uniform numbers, seeded by (seed, draw)."""

@@ -5,6 +5,7 @@ import numpy as np
 from seam.errors import SeamError
 from seam.search.problem import Problem
 
+NETWORK = False
 SPEND = 0.0  # one pair for all layers: part of the budget may stay unspent
 
 

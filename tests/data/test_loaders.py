@@ -5,6 +5,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms import v2
 
 from seam.data import loaders
+from seam.data.fetch import labels
 from seam.data.loaders import FileSet, TensorSet, load
 from seam.errors import SeamError
 
@@ -263,3 +264,10 @@ def test_labels_follow_the_names_of_trains_classes(write_folder, tmp_path):
     images = load("folder", tmp_path / "root", "test", folder)
     assert isinstance(images, TensorSet) and images.classes == [f"digit{i}" for i in range(10)]
     assert images.labels.unique().tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("split", ["train", "test", "all"])
+@pytest.mark.parametrize("dataset", ["digits", "fashion_mnist"])
+def test_labels_come_in_the_images_order(fashion_root, dataset, split):
+    images = load(dataset, fashion_root, split)
+    assert labels(dataset, fashion_root, split).tolist() == images.labels.tolist()

@@ -1,13 +1,16 @@
 """DVC: `dvc repro` as typed, what reruns after a change in both engines, and switching between them on one tree."""
 
 import copy
+import re
+import shlex
 import shutil
 
 import pytest
 import yaml
 from conftest import SMOKE
-from engines import copy_repository, expand, run, snakemake, text
+from engines import REPOSITORY, copy_repository, expand, run, snakemake, text
 
+from seam.graph import nodes
 from seam.params import load_params
 
 ALL = ("seam-subset", "direct", "uniform")
@@ -20,7 +23,7 @@ def policies(stages, searches=ALL, model="resnet", budget="w3a3", seed=0) -> set
 
 
 REST = ("search", "finetune", "evaluate")
-# A change of params.yaml, as (key, value) pairs -> exactly the jobs that run again.
+# A change of params.yaml, as (key, value) pairs -> exactly the jobs that run again (in DVC a few more, see DVC_MORE).
 CHANGES = {
     "nothing but the file's layout": ([], set()),
     "seeds": ([("grid.seeds", [0, 1])], policies(REST, seed=1) | END),
@@ -55,7 +58,18 @@ CHANGES = {
         policies(REST, budget="w4a4") | END,
     ),
     "a search less": ([("grid.searches", ["seam-subset", "direct"])], END),
+    "a locked layer": ([("models.resnet.lock", ["layer1.*=8/8"])], policies(REST) | END),
+    "an excluded layer": ([("models.resnet.exclude", ["layer1.*"])], policies(REST) | END),
+    "a latency table": ([("models.resnet.latency", "params.yaml")], policies(REST) | END),
+    "an option of the network": (
+        [("models.resnet.small_stem", True)],
+        {"pretrain resnet"} | policies(("sample", *REST)) | END,
+    ),
 }
+# It tracks a model's whole block.
+DVC_MORE = dict.fromkeys(
+    ("a locked layer", "an excluded layer", "a latency table"), {"pretrain resnet"} | policies(["sample"])
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +99,8 @@ def test_a_change_reruns_exactly_what_depends_on_it(trees, change):
         (root / "params.yaml").write_text(yaml.safe_dump(raw))
         load_params(root / "params.yaml")
         jobs = expand(engine, root)
-        assert {name for name, job in jobs.items() if job["run"]} == expected, engine
+        more = DVC_MORE.get(change, set()) if engine == "dvc" else set()
+        assert {name for name, job in jobs.items() if job["run"]} == expected | more, engine
 
 
 def test_dvc_adopts_what_snakemake_made(trees):
@@ -141,6 +156,51 @@ def test_plots_are_drawn(dvc_results):
     shutil.rmtree(root / "plots")
     assert "search loss" in page.lower()
     assert "accuracy_cost.png" in page or "accuracy_cost_png" in page
+
+
+def test_an_experiment_and_what_it_changed_can_be_read(dvc_results, tmp_path):
+    params, made = dvc_results
+    root = tmp_path / "seam"
+    shutil.copytree(made, root)
+    for key, value in (("user.name", "seam"), ("user.email", "seam@localhost")):
+        run(root, "git", "config", key, value)
+    run(root, "git", "add", "--all")
+    run(root, "git", "commit", "--quiet", "--message", "results")
+    done = run(root, "dvc", "exp", "run", "-S", "report.dpi=72", "--name", "sharper")
+    assert re.findall(r"Running stage '(\w+)'", done.stdout) == ["report", "log"]
+    assert f"{len(nodes(params))} fresh" in run(root, "seam", "verify").stdout
+    path = root / f"{params.results}/evaluate/resnet/direct/w3a3/0/metrics.json"
+    path.write_text(re.sub(r'"top1": [\d.]+', '"top1": 12.5', path.read_text(), count=1))
+    rows = {}
+    for command in ("params diff", "metrics diff"):
+        lines = run(root, "dvc", *command.split(), "--md").stdout.splitlines()
+        rows[command] = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:] if line]
+    assert rows["params diff"] == [["params.yaml", "report.dpi", "60", "72"]]
+    ((file, metric, _, now, _),) = rows["metrics diff"]
+    assert (file, metric, now) == (str(path.relative_to(root)), "top1", "12.5")
+    page = (REPOSITORY / "docs/engines.md").read_text()
+    options = shlex.split(re.search(r"^ +(dvc exp show .+)$", page, re.MULTILINE)[1])
+    table = run(root, *options, "--md").stdout
+    assert all(
+        word in table.splitlines()[0] for word in ("Experiment", "report.dpi", "direct/w3a3/0/metrics.json:top1")
+    )
+    assert "sharper" in table
+    assert "class_margin" not in table
+
+
+def test_the_stages_of_one_policy_fit_on_a_screen(dvc_results):
+    _, root = dvc_results
+    lines = run(root, "dvc", "dag", "evaluate@resnet-direct-w3a3-0").stdout.splitlines()
+    stages = re.findall(r"\| ([\w@-]+) \|", "\n".join(lines))
+    assert [stage.split("@")[0] for stage in stages] == [
+        "fetch",
+        "pretrain",
+        "sample",
+        "search",
+        "finetune",
+        "evaluate",
+    ]
+    assert max(map(len, lines)) < 200 and len(lines) < 50
 
 
 def test_default_set_resolves_on_a_fresh_clone(tmp_path):

@@ -11,6 +11,7 @@ from seam.params import STAGE_KEYS, load_params
 SETS = ["params.yaml", "experiments/smoke.yaml"]
 # DVC cannot expand a dependency over the grid, nor an output over report.formats: it names the folders that hold them.
 WHOLE_GRID = ("claims", "report", "log")
+# Nor does it take a key that params.yaml leaves out: it names the model's whole block.
 
 
 @pytest.fixture(scope="module", params=SETS)
@@ -22,9 +23,9 @@ def graphs(request, tmp_path_factory):
     return expand("snakemake", root), expand("dvc", root), load_params(root / "params.yaml")
 
 
-def fold(files: list[str], folders: list[str]) -> list[str]:
+def fold(files: list[str], folders: list[str], separator: str = "/") -> list[str]:
     """Replace files by the folder that holds them; every folder must hold one."""
-    return sorted({next((f for f in folders if path == f or path.startswith(f"{f}/")), path) for path in files})
+    return sorted({next((f for f in folders if path == f or path.startswith(f + separator)), path) for path in files})
 
 
 def test_the_same_jobs(graphs):
@@ -40,6 +41,8 @@ def test_the_same_parts(graphs, part):
         found = job[part]
         if part in ("inputs", "outputs") and name in WHOLE_GRID:
             found = fold(found, dvc[name][part])
+        elif part == "params":
+            found = fold(found, [key for key in dvc[name][part] if key.startswith("models.")], ".")
         assert found == dvc[name][part], f"{name}: {part}"
 
 
@@ -52,6 +55,22 @@ def test_both_are_the_graph_that_verify_walks(graphs):
         assert job["outputs"] == sorted(map(str, (*node.outputs, node.provenance))), name
         assert job["params"] == sorted(key.format(**node.job) for key in STAGE_KEYS[node.stage]), name
         assert name_of(job["command"]) == name
+
+
+def test_files_of_the_user_s_own_are_inputs(tmp_path):
+    root = copy_repository(tmp_path / "seam")
+    path = root / "params.yaml"
+    path.write_text(path.read_text().replace("{name: resnet18}", "{name: resnet18, weights: my/w.st, latency: ms.csv}"))
+    (root / "my").mkdir()
+    for name in ("my/w.st", "ms.csv"):
+        (root / name).touch()
+    snakemake = expand("snakemake", root)
+    for node in nodes(load_params(path)):
+        name = " ".join([node.stage, *map(str, node.job.values())])
+        assert snakemake[name]["inputs"] == sorted(map(str, node.inputs)), name
+    assert "my/w.st" in snakemake["pretrain resnet18"]["inputs"]
+    assert "ms.csv" in snakemake["search resnet18 uniform w3a3 0"]["inputs"]
+    assert "ms.csv" not in snakemake["search mobilenetv3 uniform w3a3 0"]["inputs"]
 
 
 def test_another_parameter_file_changes_only_its_name(tmp_path):
@@ -72,9 +91,9 @@ def test_both_engines_give_the_same_results(smoke_results, dvc_results):
     for node in nodes(params):
         for path in node.outputs:
             if (
-                path.name in ("policy.json", "metrics.json", "proxy.json", "manifest.json")
+                path.name in ("policy.json", "metrics.json", "proxy.json", "manifest.json", "layers.json")
                 or path.suffix == ".safetensors"
             ):
                 assert (first / path).read_bytes() == (second / path).read_bytes(), path
                 compared += 1
-    assert compared == 1 + 2 + 3 * 4  # target; weights and metrics; proxy, policy, finetuned weights, metrics
+    assert compared == 1 + 3 + 3 * 4  # target; weights, layers, metrics; proxy, policy, finetuned weights, metrics

@@ -1,8 +1,10 @@
 rule pretrain:
     input:
         manifest=f"{ROOT}/data/target/manifest.json",
+        given=lambda wildcards: PARAMS.model(wildcards.model).weights or [],
     output:
         weights=f"{ROOT}/models/{{model}}/fp.safetensors",
+        layers=f"{ROOT}/models/{{model}}/layers.json",
         history=f"{ROOT}/models/{{model}}/history.csv",
         metrics=f"{ROOT}/models/{{model}}/metrics.json",
         cost=f"{ROOT}/models/{{model}}/cost.json",

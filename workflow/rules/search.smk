@@ -1,7 +1,9 @@
 rule search:
     input:
         weights=f"{ROOT}/models/{{model}}/fp.safetensors",
+        layers=f"{ROOT}/models/{{model}}/layers.json",
         proxy=f"{ROOT}/proxies/{{model}}/{{search}}/proxy.json",
+        latency=lambda wildcards: PARAMS.model(wildcards.model).latency or [],
     output:
         policy=f"{ROOT}/search/{{model}}/{{search}}/{{budget}}/{{seed}}/policy.json",
         cost=f"{ROOT}/search/{{model}}/{{search}}/{{budget}}/{{seed}}/cost.json",
