@@ -11,7 +11,6 @@ from torch import nn
 from seam.models import find_layers
 from seam.taps import cut_taps, used_taps
 
-
 AXES = itertools.product((1, 2, 3, 7), (1, 2, 3, 5), (1, 2, 3), (0, 1, 2), (1, 2))
 CASES = [
     (size, kernel, stride, padding, dilation)
