@@ -51,7 +51,9 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise SeamError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SeamError(f"{path}: not valid JSON ({error}); delete it and run its stage again") from None
+        raise SeamError(
+            f"{path}: not valid JSON ({error}); if a stage made it, delete it and run the stage again"
+        ) from None
 
 
 def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:

@@ -196,8 +196,8 @@ def test_a_curve_meets_the_other_limits_too(model):
 )
 def test_data_that_is_none(tmp_path, monkeypatch, model, data, message):
     monkeypatch.chdir(tmp_path)
-    for part in ("half/train", "rest/val"):
-        (tmp_path / part / "cats").mkdir(parents=True)
+    (tmp_path / "half" / "train" / "cats").mkdir(parents=True)
+    save_digits(tmp_path / "rest" / "val", range(10))
     with pytest.raises(SeamError, match=message):
         seam.open_images(data, model)
 
