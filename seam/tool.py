@@ -200,10 +200,10 @@ def search(
     network, images = _at_size(model, images)
     if not own:
         replace_head(network, len(images.classes))
-    seen = (target[0], *images.image_size)
-    cut_taps(network, seen)
+    shown = (target[0], *images.image_size)
+    cut_taps(network, shown)
     network = network.to(place, memory_format=torch.channels_last)
-    meter.macs_per_image = sum(layer.macs for layer in find_layers(network, seen))
+    meter.macs_per_image = sum(layer.macs for layer in find_layers(network, shown))
     if not all(free):
         meter.kernels, _ = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
     middle = sorted(wanted, key=lambda limits: limits[0].limit)[len(wanted) // 2]
