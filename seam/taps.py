@@ -8,10 +8,10 @@ at every step. For ResNet-18 on 8x8 images that is 88 % of all weights. Without 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
-from seam.groups import run_once
+from seam.groups import layer_input, run_once
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int]:
@@ -39,8 +39,7 @@ def cut_taps(model: nn.Module, size: tuple[int, int, int]) -> int:
     sizes: dict[nn.Conv2d, set[tuple[int, int]]] = {}
 
     def note(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        x: Tensor = args[0] if args else kwargs["input"]
-        sizes.setdefault(layer, set()).add(tuple(x.shape[-2:]))
+        sizes.setdefault(layer, set()).add(tuple(layer_input(args, kwargs).shape[-2:]))
 
     found = [m for m in model.modules() if type(m) is nn.Conv2d]
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in found]
