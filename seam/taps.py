@@ -2,7 +2,7 @@
 
 On a small proxy a deep layer works on one or two pixels. A 3x3 convolution with padding 1 on one pixel multiplies eight
 of its nine taps by zeros: they change no output and get no gradient, yet they would be quantized, convolved and updated
-at every step. For ResNet-18 on 8x8 images that is 88 % of all weights. Without them it computes the same function.
+at every step. For ResNet-18 on 8x8 images that is 86 % of all weights. Without them it computes the same function.
 """
 
 from collections.abc import Sequence
