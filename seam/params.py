@@ -295,7 +295,7 @@ def parse_params(raw: dict[str, Any], where: str = "params") -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        raise SeamError(_explain(error, Params, where)) from None
+        raise SeamError(explain(error, Params, where)) from None
     _check_searches(params, where)
     _check_references(params, where)
     return params
@@ -305,7 +305,7 @@ def _check_searches(params: Params, where: str) -> None:
     try:
         SearchSettings(**params.search)
     except ValidationError as error:
-        raise SeamError(_explain(error, SearchSettings, where, "search")) from None
+        raise SeamError(explain(error, SearchSettings, where, "search")) from None
     for name, block in params.searches.items():
         key = f"searches.{name}"
         for needed in ("method", "proxy"):
@@ -317,13 +317,13 @@ def _check_searches(params: Params, where: str) -> None:
         try:
             params.settings(name)
         except ValidationError as error:
-            raise SeamError(_explain(error, SearchSettings, where, key)) from None
+            raise SeamError(explain(error, SearchSettings, where, key)) from None
         if block["proxy"] != "none" and not isinstance(block["proxy"], dict):
             raise SeamError(f"{where}: {key}.proxy must be a block with a dataset, or 'none'")
         try:
             proxy = params.proxy(name)
         except ValidationError as error:
-            raise SeamError(_explain(error, Proxy, where, f"{key}.proxy")) from None
+            raise SeamError(explain(error, Proxy, where, f"{key}.proxy")) from None
         if proxy and proxy.split == "all" and proxy.dataset == params.target.dataset:
             raise SeamError(f"{where}: {key}.proxy.split: 'all' would show the target's test images to the search")
 
@@ -354,7 +354,8 @@ def _check_references(params: Params, where: str) -> None:
             raise unknown("method", str(method), METHODS, f"{where}: searches.{name}.method")
 
 
-def _explain(error: ValidationError, root: type[BaseModel], where: str, prefix: str = "") -> str:
+def explain(error: ValidationError, root: type[BaseModel], where: str, prefix: str = "") -> str:
+    """A line for each wrong key of a `root`: its name, what is wrong, and what was found in `where`."""
     lines = []
     for item in error.errors():
         key = ".".join(filter(None, [prefix, *map(str, item["loc"])]))

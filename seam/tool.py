@@ -355,15 +355,15 @@ def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = 
 
 
 def _checked(kind: type, values: Mapping[str, Any]) -> Any:
-    """`kind(**values)` of seam.params; SeamError names the first value that is wrong."""
+    """`kind(**values)` of seam.params; SeamError names the values that are wrong."""
     from pydantic import ValidationError
+
+    from seam.params import explain
 
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise SeamError(f"{key}: {what} (found {first['input']!r})") from None
+        raise SeamError(explain(error, kind, "settings")) from None
 
 
 def _check_classes(model: nn.Module, images: Any) -> None:
