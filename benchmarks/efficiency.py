@@ -5,9 +5,10 @@
 Prints, for each model and search of the finished experiment: seconds of the whole search job (process start, loading or
 compiling of kernels and the solver included) and of its loops alone, image-MACs, both relative to the baseline, and
 top-1 after equal finetuning: mean and standard deviation over the seeds, and the difference to the baseline seed by
-seed. Then, for each model, the cheapest search whose policies are on average within 0.3 points of the baseline's, and the
-most that the ratio in seconds can be with the baseline as configured; and, marked as predicted, the ratio at the paper's shapes from the step times of benchmarks/search_step.csv: one
-epoch of 1.28 million images at 224x224 against one of 50,000 at 32x32, through the same network.
+seed. Then, for each model, the cheapest search whose policies are on average within 0.3 points of the baseline's, and
+the most that the ratio in seconds can be with the baseline as configured; and, marked as predicted, the ratio at the
+paper's shapes from the step times of benchmarks/search_step.csv: one epoch of 1.28 million images at 224x224 against
+one of 50,000 at 32x32, through the same network.
 """
 
 import argparse
@@ -77,9 +78,9 @@ def cheapest(table: list[dict], baseline: str) -> str:
         return f"{model}: no search is within {CLOSE} points of {baseline}"
     best = min(close, key=lambda row: row["seconds"])
     return (
-        f"{model}: the cheapest search within {CLOSE} points of {baseline} is {best['search']}: gap {best['gap']:+.2f}, "
-        f"{best['seconds']:.1f} s, {best['speedup_seconds']:.1f}x in seconds, {best['speedup_loops']:.1f}x in the loops, "
-        f"{best['speedup_image_macs']:.1f}x in image-MACs"
+        f"{model}: the cheapest search within {CLOSE} points of {baseline} is {best['search']}: "
+        f"gap {best['gap']:+.2f}, {best['seconds']:.1f} s, {best['speedup_seconds']:.1f}x in seconds, "
+        f"{best['speedup_loops']:.1f}x in the loops, {best['speedup_image_macs']:.1f}x in image-MACs"
     )
 
 

@@ -25,7 +25,9 @@ _TENSOR_SAMPLES = 4096  # elements of an activation tensor, likewise
 class Quantizer(nn.Module):
     """Fake quantizer with a learned step (LSQ, Esser et al. 2020).
 
-    The parameter is log s: steps stay positive, and one learning rate suits tensors of any scale (our choice).
+    The parameter is log s: steps stay positive, and one learning rate suits tensors of any scale (our choice). The step
+    of an input that needs no gradient, the images, stays as it was set from data: learning it would take the first
+    convolution's gradient of its input, which nothing else needs and which is a tenth of a training step.
 
     Args:
         bits: 2 to 8.
@@ -46,7 +48,8 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
-        steps = self.log_step.exp()
+        learned = self.channels is not None or x.requires_grad
+        steps = (self.log_step if learned else self.log_step.detach()).exp()
         return mix(x, steps, self.one, self.bounds)
 
     @torch.no_grad()

@@ -88,6 +88,20 @@ def test_quantizers_learn():
     assert model.one.parametrizations.weight.original.grad.abs().sum() > 0
 
 
+def test_the_step_of_the_images_is_not_learned_and_takes_no_gradient_of_them():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    layers = find_layers(model, (3, 8, 8))
+    quantize(model, {layer.name: (8, 8) for layer in layers}, layers)
+    x = torch.rand(2, 3, 8, 8)
+    calibrate(model, [(x, None)])
+    model(x).square().sum().backward()
+    assert model[0].input_quantizer.log_step.grad is None
+    assert model[2].input_quantizer.log_step.grad is not None
+    assert model[0].parametrizations.weight[0].log_step.grad is not None
+    model(x.requires_grad_()).square().sum().backward()
+    assert model[0].input_quantizer.log_step.grad is not None
+
+
 def test_unknown_layer_is_named():
     with pytest.raises(SeamError, match="no layer nowhere"):
         quantize(Small(), {"nowhere": (4, 4)})
