@@ -43,6 +43,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     from seam.params import Finetune, Model, SearchSettings
     from seam.policy import policy_bits
     from seam.quant.apply import calibrate, quantize
+    from seam.quant.clamps import clamp_in_quantizers
     from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
     from seam.runtime import keep_memory
@@ -50,7 +51,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     from seam.taps import cut_taps
     from seam.training import training_groups
 
-    stack = contextlib.ExitStack()  # the hook stays for as long as this process
+    stack = contextlib.ExitStack()  # hooks stay for as long as this process
     torch.set_num_threads(threads)
     keep_memory()
     torch.manual_seed(0)
@@ -73,6 +74,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
         table = torch.tensor(budget.table / budget.limit, dtype=torch.float32)
         margin = MarginLoss(10, model.get_classifier().in_features)
         features = stack.enter_context(capture_features(model))
+        stack.enter_context(clamp_in_quantizers(model, (channels, size, size)))
         groups = parameter_groups(net, settings)
 
         def loss():
@@ -85,6 +87,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
             quantize(model, policy_bits(layers, [(3, 3)] * searchable), layers)
             calibrate(model, [(x, y)])
             model.train()
+            stack.enter_context(clamp_in_quantizers(model, (channels, size, size)))
         groups = training_groups(model, Finetune(epochs=1))
 
         def loss():

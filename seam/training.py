@@ -22,6 +22,33 @@ _CHECKPOINT_SECONDS = 60.0
 _ROWS_PER_EPOCH = 20  # rows of history.csv
 
 
+class _SGD(torch.optim.SGD):
+    """SGD on views of the parameters whose axes are in the order of memory, as all are but those in channels_last.
+
+    torch's fused step would first copy each gradient in channels_last, which takes longer than the step itself, and on
+    a CPU it takes wrong steps where a gradient is not in its parameter's format.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any):
+        self.viewed: list[tuple[nn.Parameter, Tensor, tuple[int, ...]]] = []
+        for group in groups:
+            for p in group["params"]:
+                order = tuple(sorted(range(p.dim()), key=p.stride, reverse=True))
+                self.viewed.append((p, p.detach().permute(order), order))
+        views = iter(view for _, view, _ in self.viewed)
+        super().__init__([{**group, "params": [next(views) for _ in group["params"]]} for group in groups], **settings)
+
+    def step(self, closure: None = None) -> None:
+        for p, view, order in self.viewed:
+            view.grad = None if p.grad is None else p.grad.permute(order).contiguous()
+        super().step(closure)
+        super().zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p, _, _ in self.viewed:
+            p.grad = None
+
+
 @dataclass
 class Group:
     """Parameters with an optimizer of their own."""
@@ -41,7 +68,7 @@ class Group:
         spared = [p for p in self.params if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": spared, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, fused=True)
+        return _SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, fused=True)
 
     def scale(self, done: float) -> float:
         """Learning rate at a share `done` of all steps, relative to `lr`."""

@@ -123,7 +123,7 @@ def test_in_the_mixture_tied_layers_share_logits_and_mix_once(monkeypatch):
     assert net.input_logits.shape == (3, 3) and net.weight_logits.shape == (6, 3)
     seen = []
     mix = mixture.mix
-    monkeypatch.setattr(mixture, "mix", lambda x, s, w, b: seen.append(s.dim()) or mix(x, s, w, b))
+    monkeypatch.setattr(mixture, "mix", lambda x, s, *rest: seen.append(s.dim()) or mix(x, s, *rest))
     net(images()).square().sum().backward()
     # Inputs (one step a bit-width): q, k and v's once; part's; late's and its view's.
     assert seen.count(1) == 4

@@ -111,6 +111,36 @@ def test_weight_decay_spares_biases_and_norms():
         assert all((p.dim() > 1) == (group["weight_decay"] > 0) for p in group["params"])
 
 
+def test_sgd_takes_torchs_steps_in_any_memory_format():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(shape):
+        x = torch.randn(shape, generator=generator)
+        return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+    shapes = [(8, 4, 3, 3), (8, 4, 1, 1), (8, 1, 3, 3), (5, 8), (5,)]
+    start, gradients = [draw(s) for s in shapes], [[draw(s) for s in shapes] for _ in range(3)]
+    start[3] = start[3].t().contiguous().t()
+    found = []
+    for make in (
+        lambda params: training.Group(params, 0.1, weight_decay=0.01).optimizer(),
+        lambda params: torch.optim.SGD(
+            [{"params": params[:4], "weight_decay": 0.01}, {"params": params[4:]}], lr=0.1, momentum=0.9, nesterov=True
+        ),
+    ):
+        params = [torch.nn.Parameter(x.clone()) for x in start]
+        optimizer = make(params)
+        for i, given in enumerate(gradients):
+            for p, g in zip(params, given, strict=True):
+                p.grad = g.contiguous() if i == 1 else g.clone()  # not always in the format of the weight
+            optimizer.step()
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in params)
+        found.append(params)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_long_gradients_are_clipped(images):
     moved = []
     for clip_norm in (None, 1e-3):

@@ -8,10 +8,13 @@ quantizer):
     dL/ds_b = c_b sum_x dL/dy (q_b - inside_b x / s_b)                               (LSQ, Esser et al. 2020, eq. 3)
     dL/dc_b = s_b sum_x dL/dy q_b
 
+x may be clamped to limits first, as ReLU and ReLU6 do (`seam.quant.clamps`): in the same pass, with dL/dx 0 outside.
+
 Forward is one pass (read x, write y), backward is one (read x and dL/dy, write dL/dx, reduce the rest): only x is
 kept. The passes are in `seam.quant.kernels`.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -25,6 +28,13 @@ def _dense(x: Tensor) -> Tensor:
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
+
+
+def _like(g: Tensor, x: Tensor) -> Tensor:
+    """g with its elements in the memory order of a dense x of its shape; strides along axes of length 1 say nothing."""
+    if g.stride() == x.stride() or (g.is_contiguous() and x.is_contiguous()):
+        return g
+    return torch.empty_like(x).copy_(g)
 
 
 def _bare(x: Tensor, rows: int, length: int) -> Tensor:
@@ -52,24 +62,23 @@ class _Mix(torch.autograd.Function):
     """y = sum_b weights_b Q_b(x) for steps [B, C], one a channel (dim 0 of x), or [B, 1], one for the tensor."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor, limits: Tensor) -> Tensor:
         x = _dense(x)
-        ctx.save_for_backward(x, steps, weights, bounds)
+        ctx.save_for_backward(x, steps, weights, bounds, limits)
         rows, length = ctx.rows = _rows(x, steps.shape[1])
         ctx.inverse = _each(steps.reciprocal(), rows)
         scale = _each(weights[:, None] * steps, rows)
-        y = run("forward", len(weights), _bare(x, rows, length), ctx.inverse, scale, bounds)
+        y = run("forward", len(weights), _bare(x, rows, length), limits, ctx.inverse, scale, bounds)
         return y.as_strided(x.shape, x.stride())
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        x, steps, weights, bounds = ctx.saved_tensors
-        if g.stride() != x.stride():
-            g = torch.empty_like(x).copy_(g)
-        table = torch.cat([weights[None], bounds])
-        dx, sums = run("backward", len(weights), _bare(x, *ctx.rows), _bare(g, *ctx.rows), ctx.inverse, table)
+    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, steps, weights, bounds, limits = ctx.saved_tensors
+        g = _like(g, x)
+        bare = _bare(x, *ctx.rows), _bare(g, *ctx.rows)
+        dx, sums = run("backward", len(weights), *bare, limits, ctx.inverse, weights, bounds)
         sums = sums.view(2, *steps.shape, -1).sum(3)
-        return dx.as_strided(x.shape, x.stride()), weights[:, None] * sums[0], (steps * sums[1]).sum(1), None
+        return dx.as_strided(x.shape, x.stride()), weights[:, None] * sums[0], (steps * sums[1]).sum(1), None, None
 
 
 def _rows(x: Tensor, channels: int) -> tuple[int, int]:
@@ -87,7 +96,12 @@ def _each(values: Tensor, rows: int) -> Tensor:
     return values[:, :, None].expand(width, channels, rows // channels).reshape(width, rows)
 
 
-def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
+def no_limits() -> Tensor:
+    """[2], limits that clamp nothing."""
+    return torch.tensor([-math.inf, math.inf])
+
+
+def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor, limits: Tensor | None = None) -> Tensor:
     """Mixture of B fake-quantized copies of x, in one pass.
 
     Args:
@@ -95,12 +109,15 @@ def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor) -> Tensor:
         steps: positive, [B] (one for the tensor) or [B, C] (one a channel).
         weights: [B], of the copies; softmax of logits in a search, ones for a plain quantizer.
         bounds: [2, B], least and greatest integer of each bit-width.
+        limits: [2], what x is clamped to first; None: nothing.
     """
     if steps.dim() == 1:
         steps = steps[:, None]
+    if limits is None:
+        limits = no_limits().to(x.device)
     if x.dtype in (torch.bfloat16, torch.float16):  # autocast: too coarse to round and sum in
-        return _Mix.apply(x.float(), steps, weights, bounds).to(x.dtype)
-    return _Mix.apply(x, steps, weights, bounds)
+        return _Mix.apply(x.float(), steps, weights, bounds, limits).to(x.dtype)
+    return _Mix.apply(x, steps, weights, bounds, limits)
 
 
 def integer_bounds(bits: tuple[int, ...] | list[int], signed: bool) -> Tensor:

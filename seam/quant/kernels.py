@@ -21,8 +21,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-def forward(x: Tensor, inverse: Tensor, scale: Tensor, bounds: Tensor) -> Tensor:
-    """x [R, K]; inverse, scale [B, R] = 1 / s, c s of each row; bounds [2, B] -> y [R, K]."""
+def forward(x: Tensor, limits: Tensor, inverse: Tensor, scale: Tensor, bounds: Tensor) -> Tensor:
+    """x [R, K]; limits [2] that x is clamped to; inverse, scale [B, R] = 1 / s, c s of each row; bounds [2, B]
+    -> y [R, K]."""
+    x = torch.clamp(x, limits[0], limits[1])
     y = torch.zeros_like(x)
     for b in range(bounds.shape[1]):
         v = x * inverse[b][:, None]
@@ -30,22 +32,26 @@ def forward(x: Tensor, inverse: Tensor, scale: Tensor, bounds: Tensor) -> Tensor
     return y
 
 
-def backward(x: Tensor, g: Tensor, inverse: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """x, g [R, K]; inverse [B, R]; table [3, B] = c, lower, upper -> dL/dx [R, K], sums [2, B, R] over each row.
+def backward(
+    x: Tensor, g: Tensor, limits: Tensor, inverse: Tensor, weights: Tensor, bounds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x, g [R, K]; limits [2]; inverse [B, R]; weights [B] = c; bounds [2, B] -> dL/dx [R, K], sums [2, B, R] of rows.
 
     The sums are those of dL/ds / c and dL/dc / s.
     """
+    within = (x > limits[0]) & (x < limits[1])
+    x = torch.clamp(x, limits[0], limits[1])
     dx = torch.zeros_like(x)
     ds, dc = [], []
-    for b in range(table.shape[1]):
-        c, n, p = table[0, b], table[1, b], table[2, b]
+    for b in range(bounds.shape[1]):
+        n, p = bounds[0, b], bounds[1, b]
         v = x * inverse[b][:, None]
         q = torch.round(torch.clamp(v, n, p))
         inside = torch.where((v > n) & (v < p), g, 0.0)
-        dx = dx + c * inside
+        dx = dx + weights[b] * inside
         ds.append((g * q - inside * v).sum(1))
         dc.append((g * q).sum(1))
-    return dx, torch.stack([torch.stack(ds), torch.stack(dc)])
+    return torch.where(within, dx, 0.0), torch.stack([torch.stack(ds), torch.stack(dc)])
 
 
 PASSES: dict[str, Callable] = {f.__name__: f for f in (forward, backward)}
@@ -96,10 +102,10 @@ def use_kernels(
 def _example(name: str, width: int) -> tuple[Tensor, ...]:
     """Arguments of a pass, of the sizes that its code is made to be fast for."""
     # Rows of at most 4096: for longer ones Inductor would sum in cascades, which are slow.
-    x, steps, bounds = torch.zeros(512, 2048), torch.ones(width, 512), torch.ones(2, width)
+    x, steps, bounds, limits = torch.zeros(512, 2048), torch.ones(width, 512), torch.ones(2, width), torch.ones(2)
     if name == "forward":
-        return x, steps, steps.clone(), bounds
-    return x, x.clone(), steps, torch.ones(3, width)
+        return x, limits, steps, steps.clone(), bounds
+    return x, x.clone(), limits, steps, torch.ones(width), bounds
 
 
 def cache_folder() -> Path:
@@ -145,7 +151,7 @@ def _compile(name: str, width: int, path: Path) -> None:
 
     rows = Dim("r", min=2)
     x, steps = {0: rows, 1: Dim("k", min=2)}, {1: rows}
-    shapes = (x, steps, steps, None) if name == "forward" else (x, x, steps, None)
+    shapes = (x, None, steps, steps, None) if name == "forward" else (x, x, None, steps, None, None)
     program = export(Pass(), _example(name, width), dynamic_shapes=(shapes,))
     temporary = path.with_suffix(f".{os.getpid()}.pt2")
     options = {

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from seam.layers import Layer
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
-from seam.quant.functional import initial_steps, integer_bounds, mix
+from seam.quant.clamps import take
+from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
 from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize
 
 
@@ -31,7 +32,7 @@ class _MixedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         owner, i = self._owner[0], self._index
-        return mix(weight, owner.weight_steps[i], owner.weight_probs[i], owner.weight_bounds)
+        return mix(weight, owner.weight_steps[i], owner.weight_probs[i], owner.weight_bounds, owner.limits)
 
 
 def _version(x: Tensor) -> int:
@@ -70,6 +71,7 @@ class Mixture(nn.Module):
         self.input_logits = nn.Parameter(torch.zeros(groups, width, device=device))
         self.register_buffer("weight_bounds", integer_bounds(self.bits, signed=True).to(device))
         self.register_buffer("input_bounds", integer_bounds(self.bits, signed=True).to(device).repeat(groups, 1, 1))
+        self.register_buffer("limits", no_limits().to(device), persistent=False)
         # All channels of all layers side by side: one exp and one optimizer entry instead of L.
         self.channels = [layer.weight.shape[0] for layer in searched]
         with torch.no_grad():
@@ -84,19 +86,20 @@ class Mixture(nn.Module):
             attach(layer, _MixedWeight(self, i), lambda _, x, g=g: self._mix_input(x, g), about.functional)
         self._calibrating = False
         self._shared = {g for g in self.group if self.group.count(g) > 1}
-        self._mixed: dict[int, tuple[Tensor, int, Tensor]] = {}  # group -> what it last mixed in this forward
+        self._mixed: dict[int, tuple[Tensor, Tensor, int, Tensor]] = {}  # group -> what it last mixed in this forward
         self.refresh()
 
     def _mix_input(self, x: Tensor, g: int) -> Tensor:
         if self._calibrating:
             return x
+        x, limits = take(x, self.limits)
         if g in self._mixed:
-            known, version, mixed = self._mixed[g]
-            if known is x and version == _version(x):
+            *known, version, mixed = self._mixed[g]
+            if known[0] is x and known[1] is limits and version == _version(x):
                 return mixed
-        mixed = mix(x, self.input_steps[g], self.input_probs[g], self.input_bounds[g])
+        mixed = mix(x, self.input_steps[g], self.input_probs[g], self.input_bounds[g], limits)
         if g in self._shared:
-            self._mixed[g] = x, _version(x), mixed
+            self._mixed[g] = x, limits, _version(x), mixed
         return mixed
 
     def refresh(self) -> None:

@@ -16,7 +16,8 @@ from torch.nn.utils import parametrize
 
 from seam.errors import SeamError
 from seam.groups import WEIGHTED, layer_input, replace_input, weight_argument, weight_parameter
-from seam.quant.functional import initial_steps, integer_bounds, mix
+from seam.quant.clamps import take
+from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
 
 _CHANNEL_SAMPLES = 256  # elements of a weight channel that its initial step is fitted to
 _TENSOR_SAMPLES = 4096  # elements of an activation tensor, likewise
@@ -44,13 +45,15 @@ class Quantizer(nn.Module):
         self.log_step = nn.Parameter(torch.zeros(shape))
         self.register_buffer("bounds", integer_bounds([bits], signed))
         self.register_buffer("one", torch.ones(1), persistent=False)
+        self.register_buffer("limits", no_limits(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
+        x, limits = take(x, self.limits)
         learned = self.channels is not None or x.requires_grad
         steps = (self.log_step if learned else self.log_step.detach()).exp()
-        return mix(x, steps, self.one, self.bounds)
+        return mix(x, steps, self.one, self.bounds, limits)
 
     @torch.no_grad()
     def fit(self, samples: Tensor, counts: Tensor | None = None) -> None:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from seam.margin import MarginLoss
 from seam.models import capture_features, feature_count
 from seam.params import SearchSettings
+from seam.quant.clamps import clamp_in_quantizers
 from seam.quant.mixture import Mixture
 from seam.search.problem import Problem
 from seam.training import Group, cross_entropy, fit
@@ -62,7 +63,8 @@ def preferences(problem: Problem) -> np.ndarray:
         logs = {"ce": ce, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
         return total, logs
 
-    with capture_features(problem.model) as features:
+    size = (images.channels, *images.image_size)
+    with clamp_in_quantizers(problem.model, size), capture_features(problem.model) as features:
         problem.history += fit(
             module=torch.nn.ModuleList([net, margin]),
             loss=loss,

@@ -62,6 +62,23 @@ def test_gradients_equal_autograd_of_the_formula(per_channel, signed):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.5), (0.0, float("inf")), (-1.0, 1.0)])
+@pytest.mark.parametrize("signed", [True, False])
+def test_limits_clamp_first(signed, low, high):
+    use_kernels("eager")
+    inputs, bounds, g = problem(False, signed)
+    x, *rest = inputs
+    # Between the limits of the activation and the clipping of each bit-width, both ways round.
+    assert (x == high).any() or high == float("inf")
+    clamped = torch.nn.functional.hardtanh(x, low, high)
+    expected = plain_mixture(clamped, *rest, bounds)
+    actual = mix(x, *rest, bounds, torch.tensor([low, high], dtype=x.dtype))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    wanted, found = torch.autograd.grad(expected, inputs, g), torch.autograd.grad(actual, inputs, g)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_the_cases_hold_ties_and_edges():
     (x, steps, _), bounds, _ = problem(per_channel=False, signed=True)
     v = x / steps[0]
@@ -69,16 +86,18 @@ def test_the_cases_hold_ties_and_edges():
     assert (v == bounds[0, 0]).any() and (v == bounds[1, 0]).any()
 
 
+@pytest.mark.parametrize("limits", [None, (0.0, 1.5)])
 @pytest.mark.parametrize("per_channel", [True, False])
 # Several rows a channel (4608 = 3 x 1536 elements), rows with a tail, rows shorter than a register, a prime count.
 @pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 512, 3, 3), (4, 100), (4, 1, 3, 3), (4, 2053)])
-def test_compiled_equals_eager(per_channel, shape):
+def test_compiled_equals_eager(per_channel, shape, limits):
     inputs, bounds, g = problem(per_channel, True, torch.float32, shape)
+    limits = limits and torch.tensor(limits)
     results = []
     for mode in ("eager", "compiled"):
         kind, _ = use_kernels(mode)
         assert kind == mode
-        y = mix(*inputs, bounds)
+        y = mix(*inputs, bounds, limits)
         results.append((y, *torch.autograd.grad(y, inputs, g)))
     use_kernels("eager")
     for eager, compiled in zip(*results, strict=True):
