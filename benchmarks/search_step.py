@@ -5,9 +5,10 @@ of the network that the search trains, without the kernel taps that small images
 
 Each figure comes from a process of its own; the kinds take turns, so that a busy neighbour slows all of them.
 Printed: the median and the least step time over all repeats, the ratio to the FP32 step of the same case, and the
-greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included. Then the
-limits: how many elements a search step mixes, and how much longer than the FP32 step it must be, (memory) if mixing
-were only reading and writing them at the speed of a copy, (kernels) with the kernels' own speed on a large tensor.
+greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included. Then,
+for a search and a QAT step, what limits them: how many elements their quantizers pass, and how long a step would take
+if nothing but these passes came to the FP32 step, (memory) at the speed of a copy, (kernels) at the kernels' own speed
+on a large tensor. The activations that quantizers do on the way (`seam.quant.clamps`) are taken off.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 
 CASES = {  # name: (timm model, options, channels, image size, batch size)
     "resnet18@224": ("resnet18", {}, 3, 224, 16),
@@ -107,28 +109,30 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 
 
-def limits(case: str, threads: int) -> dict:
-    """Run in a process of its own: million elements mixed in a step, and the milliseconds that this must take."""
+def limits(case: str, kind: str, threads: int) -> dict:
+    """Run in a process of its own: million elements that pass quantizers in a step, those of them that are an
+    activation's too, and the milliseconds that this must add to the FP32 step."""
     import torch
 
     from seam.quant import functional
 
-    count = 0
+    passed: Counter[int] = Counter()  # number of bit-widths -> elements
+    shared = 0
     plain = functional.run
 
     def counted(name, width, x, *rest):
-        nonlocal count
-        count += x.numel() if name == "forward" and width > 1 else 0
+        nonlocal shared
+        if name == "backward":  # forward passes calibrate as well
+            passed[width] += x.numel()
+            shared += x.numel() if rest[1][0] > float("-inf") else 0
         return plain(name, width, x, *rest)
 
     functional.run = counted
-    measure(case, "search", steps=-1, threads=threads)
+    measure(case, kind, steps=-1, threads=threads)
     functional.run = plain
     n = 2**24
-    x, bits = torch.randn(n, requires_grad=True), [2, 3, 4, 5, 6]
+    x = torch.randn(n, requires_grad=True)
     out = torch.empty_like(x)
-    steps, weights = torch.full((5,), 0.1, requires_grad=True), torch.full((5,), 0.2, requires_grad=True)
-    bounds = functional.integer_bounds(bits, signed=True)
 
     def least(work) -> float:
         times = []
@@ -138,14 +142,21 @@ def limits(case: str, threads: int) -> dict:
             times.append(time.perf_counter() - start)
         return min(times)
 
+    def kernels(width: int) -> float:
+        steps, weights = (torch.full((width,), value, requires_grad=True) for value in (0.1, 1 / width))
+        bounds = functional.integer_bounds(list(range(2, 2 + width)), signed=True)
+        return least(lambda: functional.mix(x, steps, weights, bounds).backward(out))
+
     copy = least(lambda: out.copy_(x.detach()))
-    kernels = least(lambda: functional.mix(x, steps, weights, bounds).backward(out))
-    # Forward reads x and writes y, backward reads x and dL/dy and writes dL/dx: 5 passes; a copy makes 2.
+    # Forward reads x and writes y, backward reads x and dL/dy and writes dL/dx: 5 passes; a copy makes 2. An activation
+    # that works in place makes 5 as well.
+    passes = 1e3 * 2.5 * copy / n
     return {
-        "elements": count / 1e6,
+        "elements": sum(passed.values()) / 1e6,
+        "shared": shared / 1e6,
         "gb_per_s": 8 * n / copy / 1e9,
-        "memory_ms": 1e3 * copy * 2.5 * count / n,
-        "kernels_ms": 1e3 * kernels * count / n,
+        "memory_ms": passes * (sum(passed.values()) - shared),
+        "kernels_ms": sum(1e3 * kernels(width) / n * count for width, count in passed.items()) - passes * shared,
     }
 
 
@@ -158,8 +169,8 @@ def main() -> None:
     parser.add_argument("--csv")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one and options.one[1] == "limits":
-        print(json.dumps(limits(options.one[0], options.threads)))
+    if options.one and options.one[1].startswith("limits-"):
+        print(json.dumps(limits(options.one[0], options.one[1].removeprefix("limits-"), options.threads)))
         return
     if options.one:
         print(json.dumps(measure(*options.one, options.steps, options.threads)))
@@ -190,16 +201,17 @@ def main() -> None:
             row += (round(peak), round(peak / base_memory, 2))
             rows.append(row)
             print("{:22}{:14}{:10}{:9}{:8}{:9}{:8}".format(*row), flush=True)
-        limit = alone(case, "limits")
-        print(
-            f"  {limit['elements']:.1f} M elements mixed; a copy moves {limit['gb_per_s']:.1f} GB/s; at least "
-            f"{1 + limit['memory_ms'] / base_time:.2f}x by memory, "
-            f"{1 + limit['kernels_ms'] / base_time:.2f}x by kernels",
-            flush=True,
-        )
-        for kind, key in (("limit-memory", "memory_ms"), ("limit-kernels", "kernels_ms")):
-            total = base_time + limit[key]
-            rows.append((case, kind, round(total, 1), "", round(total / base_time, 2), "", ""))
+        for kind in ("search", "qat"):
+            limit = alone(case, f"limits-{kind}")
+            print(
+                f"  {kind}: {limit['elements']:.1f} M elements pass quantizers, {limit['shared']:.1f} M of them an "
+                f"activation too; a copy moves {limit['gb_per_s']:.1f} GB/s; {1 + limit['memory_ms'] / base_time:.2f}x "
+                f"by memory, {1 + limit['kernels_ms'] / base_time:.2f}x by kernels",
+                flush=True,
+            )
+            for key in ("memory", "kernels"):
+                total = base_time + limit[f"{key}_ms"]
+                rows.append((case, f"{kind}-limit-{key}", round(total, 1), "", round(total / base_time, 2), "", ""))
     if options.csv:
         with open(options.csv, "w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

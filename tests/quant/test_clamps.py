@@ -21,7 +21,7 @@ class Readers(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(1, 4, 3)
-        self.one, self.first, self.two = nn.ReLU6(inplace=True), nn.ReLU(), nn.Hardtanh(-0.5, 2.0)
+        self.one, self.first, self.two = nn.ReLU6(inplace=True), nn.Hardtanh(0.25, 1.0), nn.ReLU()
         self.shortcut = nn.ReLU6()
         self.pooled, self.training_only, self.last = nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU(inplace=True)
         self.b, self.c, self.d, self.e = (nn.Conv2d(4, 4, 1) for _ in range(4))
