@@ -75,8 +75,8 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
         budget = parse_budget("w3a3", layers, settings.bits)
         table = torch.tensor(budget.table / budget.limit, dtype=torch.float32)
         margin = MarginLoss(10, model.get_classifier().in_features)
-        features = stack.enter_context(capture_features(model))
         stack.enter_context(clamp_in_quantizers(model, (channels, size, size)))
+        features = stack.enter_context(capture_features(model))
         groups = parameter_groups(net, settings)
 
         def loss():
@@ -111,7 +111,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
 
 def limits(case: str, kind: str, threads: int) -> dict:
     """Run in a process of its own: million elements that pass quantizers in a step, those of them that are an
-    activation's too, and the milliseconds that this must add to the FP32 step."""
+    activation's too, and the milliseconds that these passes add to the FP32 step."""
     import torch
 
     from seam.quant import functional

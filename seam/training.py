@@ -38,11 +38,12 @@ class _SGD(torch.optim.SGD):
         views = iter(view for _, view, _ in self.viewed)
         super().__init__([{**group, "params": [next(views) for _ in group["params"]]} for group in groups], **settings)
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         for p, view, order in self.viewed:
             view.grad = None if p.grad is None else p.grad.permute(order).contiguous()
-        super().step(closure)
+        loss = super().step(closure)
         super().zero_grad()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for p, _, _ in self.viewed:

@@ -2,7 +2,7 @@
 
 A quantizer clamps its input anyway. Where only quantizers read an activation's output, the activation need not write a
 tensor forward, nor read and write one backward: the quantizer reads the activation's input and clamps it to the
-activation's limits first. Outputs and gradients stay the same to the bit.
+activation's limits first. In float32, outputs and gradients stay the same to the bit.
 """
 
 import math
@@ -12,28 +12,40 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from seam.errors import SeamError
 from seam.groups import run_once
 
 
 class _Deferred:
     """Stands in for an activation's forward and leaves its work to whoever reads the output."""
 
-    def __init__(self, low: float, high: float, device: torch.device):
+    def __init__(self, activation: nn.Module, low: float, high: float, device: torch.device):
+        self.in_place = getattr(activation, "inplace", False)
         self.low, self.high = low, high
         self.limits = torch.tensor([low, high], device=device)
-        self.taken = self.computed = False  # by a quantizer, for another function
+        self.taken = False  # by a quantizer
+        self.refused = False  # something else needs the output, or the input as the activation leaves it
+        self.probed: list[tuple[Tensor, int]] | None = None  # each input and its version, in the pass that decides
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = _compute(x) if isinstance(x, _Clamped) else x
-        output = x.as_subclass(_Clamped)
-        output.activation, output.raw, output.value = self, x, None
+    def __call__(self, input: Tensor) -> Tensor:
+        x = _compute(input) if isinstance(input, _Pending) else input
+        output = x.as_subclass(_Pending)
+        # A view, so that the model's own use of its input can be told from a quantizer's.
+        raw = x.view_as(x) if torch.is_grad_enabled() else x.detach()
+        output.activation, output.raw, output.value = self, raw, None
+        if raw.requires_grad:
+            with torch._C.DisableTorchFunctionSubclass():
+                output.register_hook(_unseen)
+        if self.probed is not None:
+            self.probed.append((x, x._version))
         return output
 
 
-class _Clamped(Tensor):
-    """An activation's output, not computed yet. Any function that is called with it computes it first."""
+class _Pending(Tensor):
+    """An activation's output, not computed yet. Any torch function that is called with it computes it first."""
 
     activation: _Deferred
     raw: Tensor  # the activation's input
@@ -41,26 +53,48 @@ class _Clamped(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
-        args, kwargs = tree_map_only(_Clamped, _compute, (args, kwargs or {}))
+        args, kwargs = tree_map_only(_Pending, _compute, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
-def _compute(x: _Clamped) -> Tensor:
+def _compute(x: _Pending) -> Tensor:
     if x.value is None:
-        x.activation.computed = True
-        x.value = F.hardtanh(x.raw, x.activation.low, x.activation.high)
+        x.activation.refused = True
+        with torch.set_grad_enabled(x.raw.requires_grad):  # as at the activation, not as where it is read
+            x.value = F.hardtanh(x.raw, x.activation.low, x.activation.high)
     return x.value
+
+
+def _unseen(gradient: Tensor) -> None:
+    raise SeamError(
+        "an activation's output went into a function that torch does not let seam see (an autograd.Function of the "
+        "model, torch.utils.checkpoint): call it by torch functions, or leave the activation to F.relu"
+    )
 
 
 def take(x: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
     """What a quantizer called with x reads, and the limits [2] that it must clamp this to: `limits` for other tensors
     than the output of an activation that is left to it."""
-    if not isinstance(x, _Clamped):
+    if not isinstance(x, _Pending):
         return x, limits
     if x.value is not None:
         return x.value, limits
     x.activation.taken = True
     return x.raw, x.activation.limits
+
+
+class _InputReads(TorchFunctionMode):
+    """Refuses activations whose input is read after they would have changed it in place."""
+
+    def __init__(self, found: list[_Deferred]):
+        super().__init__()
+        self.found = [deferred for deferred in found if deferred.in_place]
+
+    def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+        read = {id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for deferred in self.found:
+            deferred.refused |= any(id(x) in read for x, _ in deferred.probed)
+        return func(*args, **(kwargs or {}))
 
 
 def _limits(module: nn.Module) -> tuple[float, float] | None:
@@ -82,14 +116,19 @@ def clamp_in_quantizers(model: nn.Module, size: tuple[int, int, int]) -> Iterato
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if (limits := _limits(module)) and "forward" not in vars(module):
-            vars(module)["forward"] = _Deferred(*limits, device)
+            vars(module)["forward"] = _Deferred(module, *limits, device)
             found[name] = module
     try:
-        run_once(model, size)
-        for name, module in list(found.items()):
-            deferred = module.forward
-            if deferred.computed or not deferred.taken:
-                del vars(module)["forward"], found[name]
+        deferred = {name: module.forward for name, module in found.items()}
+        for one in deferred.values():
+            one.probed = []
+        with _InputReads(list(deferred.values())):
+            run_once(model, size)
+        for name, one in deferred.items():
+            changed = any(x._version != version for x, version in one.probed)
+            one.probed = None
+            if changed or one.refused or not one.taken:
+                del vars(found.pop(name))["forward"]
         yield list(found)
     finally:
         for module in found.values():

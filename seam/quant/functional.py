@@ -76,7 +76,7 @@ class _Mix(torch.autograd.Function):
         x, steps, weights, bounds, limits = ctx.saved_tensors
         g = _like(g, x)
         bare = _bare(x, *ctx.rows), _bare(g, *ctx.rows)
-        dx, sums = run("backward", len(weights), *bare, limits, ctx.inverse, weights, bounds)
+        dx, sums = run("backward", len(weights), *bare, limits, ctx.inverse, weights.clone(), bounds)
         sums = sums.view(2, *steps.shape, -1).sum(3)
         return dx.as_strided(x.shape, x.stride()), weights[:, None] * sums[0], (steps * sums[1]).sum(1), None, None
 

@@ -94,8 +94,8 @@ class Mixture(nn.Module):
             return x
         x, limits = take(x, self.limits)
         if g in self._mixed:
-            *known, version, mixed = self._mixed[g]
-            if known[0] is x and known[1] is limits and version == _version(x):
+            known, clamped, version, mixed = self._mixed[g]
+            if known is x and clamped is limits and version == _version(x):
                 return mixed
         mixed = mix(x, self.input_steps[g], self.input_probs[g], self.input_bounds[g], limits)
         if g in self._shared:

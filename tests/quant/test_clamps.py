@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from seam.errors import SeamError
 from seam.models import capture_features, find_layers
 from seam.quant.apply import calibrate, quantize
 from seam.quant.clamps import clamp_in_quantizers
@@ -107,3 +108,119 @@ def test_training_stays_the_same_to_the_bit(make, kernels):
         found.append(train(make(model), model, left))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert (readers().stem(images()) * 4 > 6).any()  # beyond the limit of ReLU6
+
+
+class Odd(nn.Module):
+    """One quantized convolution behind an activation, and one more thing that the forward does."""
+
+    def __init__(self, activation, forward):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+        self.act, self.way = activation, forward
+        self.register_buffer("seen", torch.zeros(()))
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, x):
+        return self.head(self.way(self, self.stem(x)).mean((2, 3)))
+
+
+def trunk(net, x):
+    return net.conv(net.act(x)) + x
+
+
+def changed_before(net, x):
+    y = net.act(x)
+    x += 1
+    return net.conv(y)
+
+
+def changed_after(net, x):
+    y = net.conv(net.act(x))
+    x += y
+    return x
+
+
+def by_keyword(net, x):
+    return net.conv(net.act(input=x))
+
+
+def called_twice(net, x):
+    return net.conv(net.act(net.conv(net.act(x))))
+
+
+def once_for_a_sum(net, x):
+    x = net.act(x)
+    return net.conv(net.act(net.conv(x))) + x
+
+
+def statistics_without_gradients(net, x):
+    y = net.act(x)
+    if net.training:
+        with torch.no_grad():
+            net.seen += y.mean()
+    return net.conv(y)
+
+
+def without_gradients(net, x):
+    with torch.no_grad():
+        y = net.act(x)
+    return net.conv(y)
+
+
+@pytest.mark.parametrize(
+    ("way", "in_place", "left"),
+    [
+        (trunk, True, False),  # the sum is with what the activation left in x
+        (trunk, False, True),
+        (changed_before, False, False),
+        (changed_after, False, False),
+        (by_keyword, True, True),
+        (called_twice, True, True),
+        (once_for_a_sum, True, False),
+        (statistics_without_gradients, True, True),
+        (without_gradients, False, True),
+    ],
+)
+def test_odd_uses_of_an_activation_train_the_same(way, in_place, left):
+    use_kernels("eager")
+    found = []
+    for allowed in (False, True):
+        model = quantized(Odd(nn.ReLU6(True) if in_place else nn.ReLU(), way))
+        found.append(train(model, model, allowed))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with clamp_in_quantizers(model, SIZE) as names:
+        assert names == (["act"] if left else [])
+
+
+class Hidden(torch.autograd.Function):
+    """A function that torch does not show to tensor subclasses."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+def test_a_reader_that_cannot_be_seen_is_an_error():
+    def way(net, x):
+        y = net.act(x)
+        return net.conv(Hidden.apply(y) if net.training else y)
+
+    model = quantized(Odd(nn.ReLU(), way))
+    with pytest.raises(SeamError, match="autograd.Function"):
+        train(model, model, True)
+
+
+def test_the_activations_compute_again_after_an_error():
+    model = quantized(Odd(nn.ReLU(), trunk))
+    with pytest.raises(ZeroDivisionError), clamp_in_quantizers(model, SIZE):
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError), clamp_in_quantizers(model, (3, 8, 8)):  # images that the model does not take
+        pass
+    assert not any("forward" in vars(module) for module in model.modules())
