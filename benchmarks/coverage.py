@@ -6,12 +6,13 @@ Of each module the model with the fewest parameters is taken, at the smallest im
 with random weights, turned into the search network, calibrated, and makes one search step on two random images:
 cross-entropy, margin and budget, backward, with a check that all gradients of bit-width logits and steps are finite.
 Then one exact assignment for w3a3, and the quantized model of that policy makes one training step too, with a check
-that each layer is given quantized numbers. Each model runs in a process of its own, limited in time and memory.
+that each layer is given quantized numbers, and that leaving activations to quantizers (`seam.quant.clamps`) changes no
+gradient by a bit. Each model runs in a process of its own, limited in time and memory.
 Modules that the CSV has already are skipped, so an interrupted run goes on; --only runs the named ones again.
 
 Columns: timm's module, model, image size, searchable and fixed layers, tied layers (in groups of at least two), share
-of the model's weights in layers (the rest stays in full precision: positions, recurrent cells, 1-D convolutions), and
-the result: "works" or the reason why not.
+of the model's weights in layers (the rest stays in full precision: positions, recurrent cells, 1-D convolutions),
+activations left to quantizers, and the result: "works" or the reason why not.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COLUMNS = ("module", "model", "size", "layers", "tied", "weights_percent", "result")
+COLUMNS = ("module", "model", "size", "layers", "tied", "weights_percent", "clamps", "result")
 SIZES = (32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 768, 1024)
 
 
@@ -124,6 +125,7 @@ def attempt(name: str) -> dict:
     from seam.models import capture_features, feature_count
     from seam.policy import policy_bits
     from seam.quant.apply import calibrate, quantize
+    from seam.quant.clamps import clamp_in_quantizers
     from seam.quant.mixture import Mixture
 
     torch.set_num_threads(1)
@@ -145,7 +147,7 @@ def attempt(name: str) -> dict:
     net.calibrate([(x, y)])
     net.train()
     margin = MarginLoss(10, feature_count(model))
-    with capture_features(model) as features:
+    with clamp_in_quantizers(model, size), capture_features(model) as features:
         scores = net(x)
         assert torch.is_tensor(scores), f"gives {type(scores).__name__} in training, not class scores"
         assert scores.shape == (2, 10), f"scores have shape {tuple(scores.shape)}"
@@ -167,10 +169,19 @@ def attempt(name: str) -> dict:
     own = sum(not layer.functional for layer in layers)
     assert on_grid >= own, f"only {on_grid} of {own} layers compute with quantized numbers"
     model.train()
-    loss = F.cross_entropy(model(x), y)
-    assert torch.isfinite(loss), "the quantized model's loss is not finite"
-    loss.backward()
-    return {**about, "result": "works"}
+
+    def gradients() -> list:
+        torch.manual_seed(0)
+        loss = F.cross_entropy(model(x), y)
+        assert torch.isfinite(loss), "the quantized model's loss is not finite"
+        return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+    plain = gradients()
+    with clamp_in_quantizers(model, size) as left:
+        for (key, _), a, b in zip(model.named_parameters(), plain, gradients(), strict=True):
+            same = a is b if a is None or b is None else torch.equal(a, b)
+            assert same, f"activations left to quantizers change the gradient of {key}"
+    return {**about, "clamps": len(left), "result": "works"}
 
 
 def one(module: str, gigabytes: float) -> None:
