@@ -17,6 +17,7 @@ activations left to quantizers, and the result: "works" or the reason why not.
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import re
@@ -170,17 +171,17 @@ def attempt(name: str) -> dict:
     assert on_grid >= own, f"only {on_grid} of {own} layers compute with quantized numbers"
     model.train()
 
-    def gradients() -> list:
+    def gradients() -> list[str]:
         torch.manual_seed(0)
         loss = F.cross_entropy(model(x), y)
         assert torch.isfinite(loss), "the quantized model's loss is not finite"
-        return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        return ["" if g is None else hashlib.sha256(g.contiguous().numpy()).hexdigest() for g in found]
 
     plain = gradients()
     with clamp_in_quantizers(model, size) as left:
         for (key, _), a, b in zip(model.named_parameters(), plain, gradients(), strict=True):
-            same = a is b if a is None or b is None else torch.equal(a, b)
-            assert same, f"activations left to quantizers change the gradient of {key}"
+            assert a == b, f"activations left to quantizers change the gradient of {key}"
     return {**about, "clamps": len(left), "result": "works"}
 
 
