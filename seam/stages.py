@@ -144,6 +144,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
 def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -> None:
     """Quantization-aware training of the target model under a policy: model.safetensors."""
     import_torch()
+    from seam.models import input_size
     from seam.quant.clamps import clamp_in_quantizers
     from seam.quant.kernels import use_kernels
     from seam.tracking import live
@@ -159,7 +160,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
         network, layers, _ = _quantized(params, job, weights, policy, train, device)
         meter.macs_per_image = sum(layer.macs for layer in layers)
     resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
-    size = (train.channels, *train.image_size)
+    size = input_size(train.channels, train.image_size)
     with clamp_in_quantizers(network, size), live(params, job, "finetune") as log:
         more = {"clip_norm": settings.clip_norm, "live": log.log, "label": f"finetune {job.name}"}
         history = _train(network, settings, train, job.seed, device, meter, resume=resume, **more)

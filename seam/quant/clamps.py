@@ -31,16 +31,15 @@ class _Deferred:
         self.probed: list[tuple[Tensor, int]] | None = None  # each input and its version, in the pass that decides
 
     def __call__(self, input: Tensor) -> Tensor:
-        x = _compute(input) if isinstance(input, _Pending) else input
-        output = x.as_subclass(_Pending)
+        output = input.as_subclass(_Pending)
         # A view, so that the model's own use of its input can be told from a quantizer's.
-        raw = x.view_as(x) if torch.is_grad_enabled() else x.detach()
+        raw = input.view_as(input) if torch.is_grad_enabled() else input.detach()
         output.activation, output.raw, output.value = self, raw, None
         if raw.requires_grad:
             with torch._C.DisableTorchFunctionSubclass():
                 output.register_hook(_unseen)
         if self.probed is not None:
-            self.probed.append((x, x._version))
+            self.probed.append((input, input._version))
         return output
 
 

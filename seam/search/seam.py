@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from seam.margin import MarginLoss
-from seam.models import capture_features, feature_count
+from seam.models import capture_features, feature_count, input_size
 from seam.params import SearchSettings
 from seam.quant.clamps import clamp_in_quantizers
 from seam.quant.mixture import Mixture
@@ -63,7 +63,7 @@ def preferences(problem: Problem) -> np.ndarray:
         logs = {"ce": ce, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
         return total, logs
 
-    size = (images.channels, *images.image_size)
+    size = input_size(images.channels, images.image_size)
     with clamp_in_quantizers(problem.model, size), capture_features(problem.model) as features:
         problem.history += fit(
             module=torch.nn.ModuleList([net, margin]),

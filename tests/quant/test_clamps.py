@@ -151,6 +151,11 @@ def called_twice(net, x):
     return net.conv(net.act(net.conv(net.act(x))))
 
 
+def again_in_training(net, x):
+    y = net.act(x)
+    return net.conv(net.act(y) if net.training else y)
+
+
 def once_for_a_sum(net, x):
     x = net.act(x)
     return net.conv(net.act(net.conv(x))) + x
@@ -179,6 +184,7 @@ def without_gradients(net, x):
         (changed_after, False, False),
         (by_keyword, True, True),
         (called_twice, True, True),
+        (again_in_training, True, True),
         (once_for_a_sum, True, False),
         (statistics_without_gradients, True, True),
         (without_gradients, False, True),
