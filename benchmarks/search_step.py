@@ -1,5 +1,5 @@
 """Time and memory of a training step: full precision, search, QAT, search without compiled kernels, and full precision
-of the network that the search trains, without the kernel taps that small images never reach.
+of the network that search and QAT train, without the kernel taps that small images never reach.
 
     python benchmarks/search_step.py [--repeats 3] [--steps 7] [--cases resnet18@8 ...] [--csv FILE]
 
@@ -50,10 +50,10 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     from seam.quant.mixture import Mixture
     from seam.runtime import keep_memory
     from seam.search.seam import parameter_groups
-    from seam.taps import cut_taps
+    from seam.taps import cut_taps, without_unreached_taps
     from seam.training import training_groups
 
-    stack = contextlib.ExitStack()  # hooks stay for as long as this process
+    stack = contextlib.ExitStack()
     torch.set_num_threads(threads)
     keep_memory()
     torch.manual_seed(0)
@@ -89,6 +89,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
             quantize(model, policy_bits(layers, [(3, 3)] * searchable), layers)
             calibrate(model, [(x, y)])
             model.train()
+            stack.enter_context(without_unreached_taps(model, (channels, size, size)))
             stack.enter_context(clamp_in_quantizers(model, (channels, size, size)))
         groups = training_groups(model, Finetune(epochs=1))
 
@@ -106,6 +107,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
             optimizer.step()
         if i >= 2:  # the first steps allocate
             seconds.append(time.perf_counter() - start)
+    stack.close()
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 
 
@@ -145,7 +147,7 @@ def limits(case: str, kind: str, threads: int) -> dict:
     def kernels(width: int) -> float:
         steps, weights = (torch.full((width,), value, requires_grad=True) for value in (0.1, 1 / width))
         bounds = functional.integer_bounds(list(range(2, 2 + width)), signed=True)
-        return least(lambda: functional.mix(x, steps, weights, bounds).backward(out))
+        return least(lambda: functional.mix(x, steps, weights if width > 1 else None, bounds).backward(out))
 
     copy = least(lambda: out.copy_(x.detach()))
     # Forward reads x and writes y, backward reads x and dL/dy and writes dL/dx: 5 passes; a copy makes 2. An activation

@@ -24,6 +24,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     import_torch()
     import torch
 
+    from seam import training
     from seam.evaluate import evaluate as measure
     from seam.models import find_layers
 
@@ -45,7 +46,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     resume = _resume_file(params, "pretrain", {"model": model}, inputs)
     if not (spec.weights or spec.pretrained):
         label = f"pretrain {model}"
-        history = _train(network, settings, train, settings.seed, device, meter, resume=resume, label=label)
+        history = training.train(network, settings, train, settings.seed, device, meter, resume=resume, label=label)
     with meter.part("evaluate"):
         metrics = measure(network, test, params.evaluate.batch_size, device)
     io.save_tensors(out / "fp.safetensors", network.state_dict())
@@ -144,8 +145,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
 def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -> None:
     """Quantization-aware training of the target model under a policy: model.safetensors."""
     import_torch()
-    from seam.models import input_size
-    from seam.quant.clamps import clamp_in_quantizers
+    from seam import training
     from seam.quant.kernels import use_kernels
     from seam.tracking import live
 
@@ -160,10 +160,9 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
         network, layers, _ = _quantized(params, job, weights, policy, train, device)
         meter.macs_per_image = sum(layer.macs for layer in layers)
     resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
-    size = input_size(train.channels, train.image_size)
-    with clamp_in_quantizers(network, size), live(params, job, "finetune") as log:
-        more = {"clip_norm": settings.clip_norm, "live": log.log, "label": f"finetune {job.name}"}
-        history = _train(network, settings, train, job.seed, device, meter, resume=resume, **more)
+    with live(params, job, "finetune") as log:
+        more = {"live": log.log, "label": f"finetune {job.name}"}
+        history = training.train(network, settings, train, job.seed, device, meter, resume=resume, **more)
     io.save_tensors(out / "model.safetensors", network.state_dict())
     io.write_csv(out / "history.csv", history, TRAIN_COLUMNS)
     io.write_json(out / "cost.json", meter.cost())
@@ -261,25 +260,6 @@ def _searched(
         cut_taps(network, seen)
         meter.macs_per_image = total_macs(network, seen)
     return network.to(device, memory_format=torch.channels_last), images
-
-
-def _train(network: Any, settings: Any, images: Any, seed: int, device: Any, meter: Any, **more: Any) -> list[dict]:
-    """Supervised training by the parameters' settings; returns the rows of history.csv."""
-    from seam import training
-
-    return training.fit(
-        network,
-        training.cross_entropy(network, settings.label_smoothing),
-        images,
-        settings.epochs,
-        settings.batch_size,
-        training.training_groups(network, settings),
-        seed,
-        device,
-        meter,
-        augment=settings.augment,
-        **more,
-    )
 
 
 def _quantized(

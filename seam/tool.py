@@ -315,7 +315,6 @@ def finetune(
     """
     from seam import training
     from seam.params import Finetune
-    from seam.quant.clamps import clamp_in_quantizers
     from seam.quant.kernels import use_kernels
     from seam.runtime import Meter, set_up
 
@@ -326,22 +325,8 @@ def finetune(
     meter = Meter(place)
     use_kernels(settings.kernels, device=place)
     model.to(place, memory_format=torch.channels_last)
-    with clamp_in_quantizers(model, (images.channels, *images.image_size)):
-        return training.fit(
-            model,
-            training.cross_entropy(model),
-            images,
-            settings.epochs,
-            settings.batch_size,
-            training.training_groups(model, settings),
-            seed,
-            place,
-            meter,
-            augment=augment,
-            clip_norm=settings.clip_norm,
-            resume=Path(resume) if resume else None,
-            label="finetune",
-        )
+    checkpoint = Path(resume) if resume else None
+    return training.train(model, settings, images, seed, place, meter, resume=checkpoint, label="finetune")
 
 
 def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = "auto") -> dict[str, float]:

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seam.io import write_atomic
+from seam.models import input_size
 from seam.params import Finetune, Training
+from seam.quant.clamps import clamp_in_quantizers
 from seam.runtime import Meter, loader_workers, progress
+from seam.taps import without_unreached_taps
 
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -187,6 +190,36 @@ def fit(
     meter.epochs += epochs
     module.eval()
     return history
+
+
+def train(
+    model: nn.Module, settings: Training, images: Any, seed: int, device: torch.device, meter: Meter, **more: Any
+) -> list[dict[str, Any]]:
+    """Supervised training in place: pretraining, or finetuning of a quantized model; returns the rows of history.csv.
+
+    What `images` never reach of the model is left out on the way, and its quantizers do the activations before them:
+    the same function for less.
+
+    Args:
+        more: of `fit`.
+    """
+    size = input_size(images.channels, images.image_size)
+    if isinstance(settings, Finetune):
+        more["clip_norm"] = settings.clip_norm
+    with without_unreached_taps(model, size), clamp_in_quantizers(model, size):
+        return fit(
+            model,
+            cross_entropy(model, settings.label_smoothing),
+            images,
+            settings.epochs,
+            settings.batch_size,
+            training_groups(model, settings),
+            seed,
+            device,
+            meter,
+            augment=settings.augment,
+            **more,
+        )
 
 
 def training_groups(model: nn.Module, settings: Training) -> list[Group]:

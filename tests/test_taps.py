@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from seam.models import find_layers
-from seam.taps import cut_taps, used_taps
+from seam.quant.apply import calibrate, quantize
+from seam.quant.kernels import use_kernels
+from seam.taps import cut_taps, used_taps, without_unreached_taps
 
 AXES = itertools.product((1, 2, 3, 7), (1, 2, 3, 5), (1, 2, 3), (0, 1, 2), (1, 2))
 CASES = [
@@ -77,6 +79,59 @@ def test_a_network_computes_the_same(name, side):
         assert left < 0.2 * before
 
 
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize(("name", "side"), [("resnet18", 8), ("mobilenetv3_small_050", 16)])
+def test_training_without_them_is_the_same_training(name, side, quantized):
+    use_kernels("eager")
+    torch.manual_seed(0)
+    size = (3, side, side)
+    model = timm.create_model(name, num_classes=5).to(memory_format=torch.channels_last)
+    for module in model.modules():  # timm's zeros would make exact zeros, whose sign rounding tips
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    x, y = torch.randn(16, *size), torch.arange(16) % 5
+    if quantized:
+        layers = find_layers(model, size)
+        quantize(model, {layer.name: (3, 4) for layer in layers}, layers)
+        calibrate(model, [(x, y)])
+    model.train().double()
+    start = copy.deepcopy(model.state_dict())
+    twin = copy.deepcopy(model)
+
+    def train(net):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x.double()), y).backward()
+            optimizer.step()
+        return sum(p.numel() for p in net.parameters())
+
+    whole = train(twin)
+    with without_unreached_taps(model, size):
+        assert train(model) < whole
+    expected, found = twin.state_dict(), model.state_dict()
+    for key in expected:
+        assert found[key].stride() == expected[key].stride()
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-6, atol=1e-9)
+    assert sum(not torch.equal(found[key], start[key]) for key in start) > len(start) / 2
+    big = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    torch.testing.assert_close(model.eval()(big), twin.eval()(big), rtol=1e-5, atol=1e-7)
+
+
+def test_the_taps_come_back_when_training_fails():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    weight, before = net[0].weight, net[0].weight.detach().clone()
+    with pytest.raises(KeyboardInterrupt), without_unreached_taps(net, (3, 1, 1)):
+        assert net[0].weight.shape[-2:] == (1, 1) and net[0].padding == (0, 0)
+        with torch.no_grad():
+            net[0].weight.fill_(7.0)
+        raise KeyboardInterrupt
+    assert net[0].weight is weight and net[0].padding == (1, 1) and net[0].kernel_size == (3, 3)
+    before[:, :, 1, 1] = 7.0
+    assert torch.equal(weight, before)
+
+
 def test_what_reads_its_kernel_otherwise_stays():
     class Own(nn.Conv2d):
         pass
@@ -87,6 +142,7 @@ def test_what_reads_its_kernel_otherwise_stays():
     net = nn.Sequential(Own(3, 3, 3, padding=1), shared, twin, nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
     net[3].padding_mode = "circular"
     net.append(nn.Conv2d(3, 3, 3, padding="same"))
+    net.append(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, padding=1)))
     cut_taps(net, (3, 2, 2))
     cut_taps(net[:3], (3, 1, 1))
     assert all(m.weight.shape[-1] == 3 for m in net)

@@ -59,26 +59,34 @@ def _row_length(count: int, channels: int) -> int:
 
 
 class _Mix(torch.autograd.Function):
-    """y = sum_b weights_b Q_b(x) for steps [B, C], one a channel (dim 0 of x), or [B, 1], one for the tensor."""
+    """y = sum_b weights_b Q_b(x) for steps [B, C], one a channel (dim 0 of x), or [B, 1], one for the tensor.
+
+    On small tensors the calls around the passes cost more than the passes: a plain quantizer makes few.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor, limits: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, steps: Tensor, weights: Tensor | None, bounds: Tensor, limits: Tensor) -> Tensor:
         x = _dense(x)
         ctx.save_for_backward(x, steps, weights, bounds, limits)
         rows, length = ctx.rows = _rows(x, steps.shape[1])
         ctx.inverse = _each(steps.reciprocal(), rows)
-        scale = _each(weights[:, None] * steps, rows)
-        y = run("forward", len(weights), _bare(x, rows, length), limits, ctx.inverse, scale, bounds)
+        scale = _each(steps if weights is None else weights[:, None] * steps, rows)
+        y = run("forward", len(steps), _bare(x, rows, length), limits, ctx.inverse, scale, bounds)
         return y.as_strided(x.shape, x.stride())
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
         x, steps, weights, bounds, limits = ctx.saved_tensors
         g = _like(g, x)
         bare = _bare(x, *ctx.rows), _bare(g, *ctx.rows)
-        dx, sums = run("backward", len(weights), *bare, limits, ctx.inverse, weights.clone(), bounds)
-        sums = sums.view(2, *steps.shape, -1).sum(3)
-        return dx.as_strided(x.shape, x.stride()), weights[:, None] * sums[0], (steps * sums[1]).sum(1), None, None
+        given = () if weights is None else (weights.clone(),)
+        dx, sums = run("backward", len(steps), *bare, limits, ctx.inverse, bounds, *given)
+        if ctx.rows[0] > steps.shape[1]:  # several rows a channel
+            sums = sums.view(len(sums), *steps.shape, -1).sum(3)
+        dx = dx.as_strided(x.shape, x.stride())
+        if weights is None:
+            return dx, sums[0], None, None, None
+        return dx, weights[:, None] * sums[0], (steps * sums[1]).sum(1), None, None
 
 
 def _rows(x: Tensor, channels: int) -> tuple[int, int]:
@@ -101,18 +109,21 @@ def no_limits() -> Tensor:
     return torch.tensor([-math.inf, math.inf])
 
 
-def mix(x: Tensor, steps: Tensor, weights: Tensor, bounds: Tensor, limits: Tensor | None = None) -> Tensor:
+def mix(x: Tensor, steps: Tensor, weights: Tensor | None, bounds: Tensor, limits: Tensor | None = None) -> Tensor:
     """Mixture of B fake-quantized copies of x, in one pass.
 
     Args:
         x: any shape; with per-channel steps dim 0 is the channel.
         steps: positive, [B] (one for the tensor) or [B, C] (one a channel).
-        weights: [B], of the copies; softmax of logits in a search, ones for a plain quantizer.
+        weights: [B], of the copies, softmax of logits in a search; None: B = 1, a plain quantizer.
         bounds: [2, B], least and greatest integer of each bit-width.
         limits: [2], what x is clamped to first; None: nothing.
     """
+    if weights is not None and len(weights) == 1:
+        return weights[0] * mix(x, steps, None, bounds, limits)
     if steps.dim() == 1:
         steps = steps[:, None]
+    bounds = bounds.contiguous()  # as the kernels take it to be
     if limits is None:
         limits = no_limits().to(x.device)
     if x.dtype in (torch.bfloat16, torch.float16):  # autocast: too coarse to round and sum in

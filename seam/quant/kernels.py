@@ -33,11 +33,11 @@ def forward(x: Tensor, limits: Tensor, inverse: Tensor, scale: Tensor, bounds: T
 
 
 def backward(
-    x: Tensor, g: Tensor, limits: Tensor, inverse: Tensor, weights: Tensor, bounds: Tensor
+    x: Tensor, g: Tensor, limits: Tensor, inverse: Tensor, bounds: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x, g [R, K]; limits [2]; inverse [B, R]; weights [B] = c; bounds [2, B] -> dL/dx [R, K], sums [2, B, R] of rows.
+    """x, g [R, K]; limits [2]; inverse [B, R]; bounds [2, B]; weights [B] = c -> dL/dx [R, K], sums [2, B, R] of rows.
 
-    The sums are those of dL/ds / c and dL/dc / s.
+    The sums are those of dL/ds / c and dL/dc / s. Without weights (c = 1) the latter are left out: [1, B, R].
     """
     within = (x > limits[0]) & (x < limits[1])
     x = torch.clamp(x, limits[0], limits[1])
@@ -48,10 +48,11 @@ def backward(
         v = x * inverse[b][:, None]
         q = torch.round(torch.clamp(v, n, p))
         inside = torch.where((v > n) & (v < p), g, 0.0)
-        dx = dx + weights[b] * inside
+        dx = dx + (inside if weights is None else weights[b] * inside)
         ds.append((g * q - inside * v).sum(1))
         dc.append((g * q).sum(1))
-    return torch.where(within, dx, 0.0), torch.stack([torch.stack(ds), torch.stack(dc)])
+    sums = [torch.stack(rows) for rows in ((ds,) if weights is None else (ds, dc))]
+    return torch.where(within, dx, 0.0), torch.stack(sums)
 
 
 PASSES: dict[str, Callable] = {f.__name__: f for f in (forward, backward)}
@@ -60,7 +61,10 @@ _device = "cpu"
 
 
 def run(name: str, width: int, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """Call a pass for `width` bit-widths: its kernel if it is ready and fits the tensors, else the plain function."""
+    """Call a pass for `width` bit-widths: its kernel if it is ready and fits the tensors, else the plain function.
+
+    A width of 1 is a plain quantizer, without weights; more are a mixture, with weights.
+    """
     kernel = _ready.get((name, width))
     x = args[0]
     # A kernel is for 32-bit numbers on one device, and for sizes of at least 2: PyTorch treats 1 as a case of its own.
@@ -105,7 +109,7 @@ def _example(name: str, width: int) -> tuple[Tensor, ...]:
     x, steps, bounds, limits = torch.zeros(512, 2048), torch.ones(width, 512), torch.ones(2, width), torch.ones(2)
     if name == "forward":
         return x, limits, steps, steps.clone(), bounds
-    return x, x.clone(), limits, steps, torch.ones(width), bounds
+    return x, x.clone(), limits, steps, bounds, *([torch.ones(width)] if width > 1 else [])
 
 
 def cache_folder() -> Path:
@@ -151,8 +155,9 @@ def _compile(name: str, width: int, path: Path) -> None:
 
     rows = Dim("r", min=2)
     x, steps = {0: rows, 1: Dim("k", min=2)}, {1: rows}
+    example = _example(name, width)
     shapes = (x, None, steps, steps, None) if name == "forward" else (x, x, None, steps, None, None)
-    program = export(Pass(), _example(name, width), dynamic_shapes=(shapes,))
+    program = export(Pass(), example, dynamic_shapes=(shapes[: len(example)],))
     temporary = path.with_suffix(f".{os.getpid()}.pt2")
     options = {
         "cpp.dynamic_threads": True,  # a job's threads are set when it starts, not when the kernel was built

@@ -44,7 +44,6 @@ class Quantizer(nn.Module):
         shape = (1,) if channels is None else (1, channels)
         self.log_step = nn.Parameter(torch.zeros(shape))
         self.register_buffer("bounds", integer_bounds([bits], signed))
-        self.register_buffer("one", torch.ones(1), persistent=False)
         self.register_buffer("limits", no_limits(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ class Quantizer(nn.Module):
         x, limits = take(x, self.limits)
         learned = self.channels is not None or x.requires_grad
         steps = (self.log_step if learned else self.log_step.detach()).exp()
-        return mix(x, steps, self.one, self.bounds, limits)
+        return mix(x, steps, None, self.bounds, limits)
 
     @torch.no_grad()
     def fit(self, samples: Tensor, counts: Tensor | None = None) -> None:

@@ -62,6 +62,21 @@ def test_gradients_equal_autograd_of_the_formula(per_channel, signed):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("weight", [None, 0.75])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_one_bit_width(per_channel, weight):
+    """A plain quantizer, and a mixture of a single copy, whose weight has a gradient too."""
+    use_kernels("eager")
+    (x, steps, _), bounds, g = problem(per_channel, signed=True)
+    steps, bounds = steps[1:2].detach().requires_grad_(), bounds[:, 1:2]
+    one = torch.tensor([weight or 1.0], dtype=x.dtype, requires_grad=True)
+    wanted = torch.autograd.grad(plain_mixture(x, steps, one, bounds), (x, steps, one), g)
+    inputs = (x, steps) if weight is None else (x, steps, one)
+    found = torch.autograd.grad(mix(x, steps, None if weight is None else one, bounds), inputs, g)
+    for a, b in zip(found, wanted[: len(inputs)], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.5), (0.0, float("inf")), (-1.0, 1.0)])
 @pytest.mark.parametrize("signed", [True, False])
 def test_limits_clamp_first(signed, low, high):
@@ -86,19 +101,25 @@ def test_the_cases_hold_ties_and_edges():
     assert (v == bounds[0, 0]).any() and (v == bounds[1, 0]).any()
 
 
+@pytest.mark.parametrize("width", [1, 5])
 @pytest.mark.parametrize("limits", [None, (0.0, 1.5)])
 @pytest.mark.parametrize("per_channel", [True, False])
 # Several rows a channel (4608 = 3 x 1536 elements), rows with a tail, rows shorter than a register, a prime count.
 @pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 512, 3, 3), (4, 100), (4, 1, 3, 3), (4, 2053)])
-def test_compiled_equals_eager(per_channel, shape, limits):
-    inputs, bounds, g = problem(per_channel, True, torch.float32, shape)
+def test_compiled_equals_eager(per_channel, shape, limits, width, monkeypatch):
+    (x, steps, weights), bounds, g = problem(per_channel, True, torch.float32, shape)
+    steps, bounds = steps[:width].detach().requires_grad_(), bounds[:, :width]  # bounds in another layout, too
+    inputs = [x, steps, weights][: 2 if width == 1 else 3]
     limits = limits and torch.tensor(limits)
     results = []
     for mode in ("eager", "compiled"):
-        kind, _ = use_kernels(mode)
+        kind, _ = use_kernels(mode, (width,))
         assert kind == mode
-        y = mix(*inputs, bounds, limits)
+        if mode == "compiled" and x.numel() % 2053:
+            monkeypatch.setattr(kernels, "PASSES", {})  # nothing but kernels may run; a row of 2053 has none
+        y = mix(x, steps, weights if width > 1 else None, bounds, limits)
         results.append((y, *torch.autograd.grad(y, inputs, g)))
+    monkeypatch.undo()
     use_kernels("eager")
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
