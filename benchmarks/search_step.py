@@ -86,7 +86,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     else:
         if kind == "qat":
             searchable = sum(not layer.fixed for layer in layers)
-            quantize(model, policy_bits(layers, [(3, 3)] * searchable), layers)
+            quantize(model, policy_bits(layers, [(3, 3)] * searchable), layers, (channels, size, size))
             calibrate(model, [(x, y)])
             model.train()
             stack.enter_context(without_unreached_taps(model, (channels, size, size)))

@@ -41,7 +41,6 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
             for search in params.grid.searches:
                 _budgets(params, model, budget, _locked(params, model, layers), params.settings(search).bits)
         network = network.to(device, memory_format=torch.channels_last)
-        meter.macs_per_image = sum(layer.macs for layer in layers)
     history: list[dict[str, Any]] = []
     resume = _resume_file(params, "pretrain", {"model": model}, inputs)
     if not (spec.weights or spec.pretrained):
@@ -157,8 +156,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
         meter.kernels, _ = use_kernels(settings.kernels, device=device)
     with meter.part("setup"):
         train = _target(params, "train", settings.images, settings.seed)
-        network, layers, _ = _quantized(params, job, weights, policy, train, device)
-        meter.macs_per_image = sum(layer.macs for layer in layers)
+        network, _, _ = _quantized(params, job, weights, policy, train, device)
     resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
     with live(params, job, "finetune") as log:
         more = {"live": log.log, "label": f"finetune {job.name}"}
@@ -276,7 +274,7 @@ def _quantized(
     layers = find_layers(network, size)
     bits = load_policy(policy, layers)
     layers = policy_layers(io.read_json(policy), layers)
-    network = quantize(network.to(device, memory_format=torch.channels_last), bits, layers)
+    network = quantize(network.to(device, memory_format=torch.channels_last), bits, layers, size)
     batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=params.finetune.seed, device=device)
     calibrate(network, [next(iter(batches))])
     return network, layers, bits

@@ -47,7 +47,8 @@ def cut_taps(model: nn.Module, size: tuple[int, int, int]) -> int:
 def without_unreached_taps(model: nn.Module, size: tuple[int, int, int]) -> Iterator[None]:
     """Within the context the model is one that `cut_taps` has cut; then the kernels are whole again.
 
-    The taps that were cut come back as they were, the others as training in the context left them.
+    The taps that were cut come back as they were, the others as training in the context left them. Do not move the
+    model to another device or type in the context.
     """
     whole = []
     try:
@@ -58,8 +59,9 @@ def without_unreached_taps(model: nn.Module, size: tuple[int, int, int]) -> Iter
     finally:
         with torch.no_grad():
             for layer, taps, weight, geometry in whole:
-                _part(weight, taps).copy_(weight_parameter(layer))
-                _put(layer, weight)
+                if weight_parameter(layer) is not weight:  # it is where cutting failed
+                    _part(weight, taps).copy_(weight_parameter(layer))
+                    _put(layer, weight)
                 vars(layer).update(geometry)
 
 

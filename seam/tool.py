@@ -253,9 +253,10 @@ def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Mod
 
     where = policy if isinstance(policy, str | Path) else "policy"
     content = read_policy(policy) if isinstance(policy, str | Path) else check_policy(policy, where)
-    layers = find_layers(model, input_size(model))
+    size = input_size(model)
+    layers = find_layers(model, size)
     bits = fit_policy(content, layers, where)
-    return apply(copy.deepcopy(model), bits, policy_layers(content, layers))
+    return apply(copy.deepcopy(model), bits, policy_layers(content, layers), size)
 
 
 def is_finetuned(weights: str | Path) -> bool:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seam.errors import SeamError
 from seam.io import write_atomic
-from seam.models import input_size
+from seam.models import input_size, total_macs
 from seam.params import Finetune, Training
 from seam.quant.clamps import clamp_in_quantizers
 from seam.runtime import Meter, loader_workers, progress
@@ -118,7 +119,8 @@ def fit(
         loss: (images, labels, share of all steps done) -> (scalar loss, scalars to log).
         images: a seam.data.loaders.ImageSet.
         resume: checkpoint file, written about once a minute. If it exists, training goes on from it and ends the
-            same: the order of images and their augmentation depend on seed, epoch and position only.
+            same: the order of images and their augmentation depend on seed, epoch and position only. SeamError: it
+            is another model's, or one's on images of another size.
         live: called with (step, **metrics) for each row of the history.
         clip_norm: the most that the gradient of the first group's parameters may have as its norm; longer ones are
             scaled down. Few-bit depthwise networks pass gradients on magnified a thousandfold.
@@ -197,8 +199,8 @@ def train(
 ) -> list[dict[str, Any]]:
     """Supervised training in place: pretraining, or finetuning of a quantized model; returns the rows of history.csv.
 
-    What `images` never reach of the model is left out on the way, and its quantizers do the activations before them:
-    the same function for less.
+    What `images` never reach of the model is left out on the way, and quantizers do the activations before them: the
+    same function for less. Weight decay, too, passes by what is left out.
 
     Args:
         more: of `fit`.
@@ -206,20 +208,22 @@ def train(
     size = input_size(images.channels, images.image_size)
     if isinstance(settings, Finetune):
         more["clip_norm"] = settings.clip_norm
-    with without_unreached_taps(model, size), clamp_in_quantizers(model, size):
-        return fit(
-            model,
-            cross_entropy(model, settings.label_smoothing),
-            images,
-            settings.epochs,
-            settings.batch_size,
-            training_groups(model, settings),
-            seed,
-            device,
-            meter,
-            augment=settings.augment,
-            **more,
-        )
+    with without_unreached_taps(model, size):
+        meter.macs_per_image = total_macs(model, size)
+        with clamp_in_quantizers(model, size):
+            return fit(
+                model,
+                cross_entropy(model, settings.label_smoothing),
+                images,
+                settings.epochs,
+                settings.batch_size,
+                training_groups(model, settings),
+                seed,
+                device,
+                meter,
+                augment=settings.augment,
+                **more,
+            )
 
 
 def training_groups(model: nn.Module, settings: Training) -> list[Group]:
@@ -246,7 +250,13 @@ def _save(path: Path, step: int, history: list, module: nn.Module, optimizers: l
 
 def _restore(path: Path, module: nn.Module, optimizers: list, meter: Meter) -> tuple[int, list]:
     state = torch.load(path, weights_only=True)
-    module.load_state_dict(state["module"])
+    try:
+        module.load_state_dict(state["module"])
+    except RuntimeError as error:
+        raise SeamError(
+            f"{path}: the checkpoint does not fit the model and the size of its images; delete it to start anew "
+            f"({str(error).splitlines()[-1].strip()})"
+        ) from None
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     meter.images, meter.steps = state["meter"]["images"], state["meter"]["steps"]

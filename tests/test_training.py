@@ -3,6 +3,7 @@ import torch
 
 from seam import training
 from seam.data.loaders import load
+from seam.errors import SeamError
 from seam.evaluate import evaluate
 from seam.models import build, find_layers
 from seam.params import Finetune, Model, Training
@@ -109,7 +110,7 @@ def test_what_images_never_reach_is_left_out_and_comes_back(images, tmp_path, mo
         torch.manual_seed(0)
         model = build(Model(name="resnet18"), 10, 1)
         layers = find_layers(model, (1, 8, 8))
-        quantize(model, {layer.name: (4, 4) for layer in layers}, layers)
+        quantize(model, {layer.name: (4, 4) for layer in layers}, layers, (1, 8, 8))
         calibrate(model, train.batches(64, device=CPU))
         return model
 
@@ -119,10 +120,16 @@ def test_what_images_never_reach_is_left_out_and_comes_back(images, tmp_path, mo
 
     whole, resumed, checkpoint = quantized(), quantized(), tmp_path / "finetune.pt"
     start = {key: value.clone() for key, value in whole.state_dict().items()}
-    training.train(whole, settings, train, 0, CPU, Meter(CPU))
+    meter = Meter(CPU)
+    training.train(whole, settings, train, 0, CPU, meter)
+    assert meter.macs_per_image < 0.6 * sum(layer.macs for layer in find_layers(whole, (1, 8, 8)))
     with pytest.raises(KeyboardInterrupt):
         training.train(resumed, settings, train, 0, CPU, Meter(CPU), resume=checkpoint, live=kill)
-    assert checkpoint.stat().st_size < 0.6 * 8 * sum(p.numel() for p in whole.parameters())  # weights and momenta
+    assert checkpoint.stat().st_size < 0.2 * 8 * sum(p.numel() for p in whole.parameters())  # weights and momenta
+    larger = load("digits", tmp_path, "train", image_size=32, indices=list(range(192)))
+    with pytest.raises(SeamError, match="finetune.pt: the checkpoint does not fit the model and the size"):
+        training.train(quantized(), settings, larger, 0, CPU, Meter(CPU), resume=checkpoint)
+    resumed = quantized()
     training.train(resumed, settings, train, 0, CPU, Meter(CPU), resume=checkpoint)
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key

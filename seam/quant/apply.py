@@ -1,6 +1,7 @@
 """Applying a policy to a model: each layer gets a weight and an input quantizer; steps are set from data."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,15 @@ from seam.errors import SeamError
 from seam.groups import watch
 from seam.layers import FLOAT_BITS, Layer, check_ties, group_names
 from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
+from seam.taps import without_unreached_taps
 
 
-def quantize(model: nn.Module, bits: Mapping[str, tuple[int, int]], layers: Sequence[Layer] = ()) -> nn.Module:
+def quantize(
+    model: nn.Module,
+    bits: Mapping[str, tuple[int, int]],
+    layers: Sequence[Layer] = (),
+    size: tuple[int, int, int] | None = None,
+) -> nn.Module:
     """Fake-quantize layers in place: weights per output channel, inputs per tensor; returns the model, trainable.
 
     Each layer keeps its own forward (`seam.quant.modules`). Weight steps are set here from the weights; call
@@ -22,6 +29,8 @@ def quantize(model: nn.Module, bits: Mapping[str, tuple[int, int]], layers: Sequ
         bits: layer name -> (weight bits, activation bits) of 2 to 8; layers at 32/32 stay in full precision.
         layers: of `seam.models.find_layers`, for their groups and for how they are called; without them no layer
             shares its input quantizer.
+        size: (C, H, W) of the images that the model is for: steps are fitted to the weights that they reach
+            (`seam.taps`). None: to all.
 
     Raises: SeamError naming a layer that the model does not have or that cannot be quantized, and layers of one group
         with different activation bits.
@@ -35,17 +44,18 @@ def quantize(model: nn.Module, bits: Mapping[str, tuple[int, int]], layers: Sequ
         check_weight(name, modules[name])
     check_ties(bits, groups)
     shared: dict[str, Quantizer] = {}
-    for name, (w, a) in bits.items():
-        layer, group = modules[name], groups.get(name, name)
-        standardize(layer)
-        device = layer.weight.device
-        quantizer = Quantizer(w, channels=layer.weight.shape[0]).to(device)
-        quantizer.fit(*channel_samples(layer.weight))
-        if group in shared:
-            vars(layer)["input_quantizer"] = shared[group]  # not a submodule: safetensors refuses shared tensors
-        else:
-            layer.input_quantizer = shared[group] = Quantizer(a, channels=None).to(device)
-        attach(layer, quantizer, _quantize_input, name in functional)
+    with without_unreached_taps(model, size) if size else nullcontext():
+        for name, (w, a) in bits.items():
+            layer, group = modules[name], groups.get(name, name)
+            standardize(layer)
+            device = layer.weight.device
+            quantizer = Quantizer(w, channels=layer.weight.shape[0]).to(device)
+            quantizer.fit(*channel_samples(layer.weight))
+            if group in shared:
+                vars(layer)["input_quantizer"] = shared[group]  # not a submodule: safetensors refuses shared tensors
+            else:
+                layer.input_quantizer = shared[group] = Quantizer(a, channels=None).to(device)
+            attach(layer, quantizer, _quantize_input, name in functional)
     return model
 
 

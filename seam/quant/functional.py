@@ -70,7 +70,8 @@ class _Mix(torch.autograd.Function):
         ctx.save_for_backward(x, steps, weights, bounds, limits)
         rows, length = ctx.rows = _rows(x, steps.shape[1])
         ctx.inverse = _each(steps.reciprocal(), rows)
-        scale = _each(steps if weights is None else weights[:, None] * steps, rows)
+        # A copy: steps are part of a graph, and kernels must not be given tensors that are (see `_bare`).
+        scale = _each(steps.clone() if weights is None else weights[:, None] * steps, rows)
         y = run("forward", len(steps), _bare(x, rows, length), limits, ctx.inverse, scale, bounds)
         return y.as_strided(x.shape, x.stride())
 
