@@ -15,6 +15,10 @@ from torch.nn.utils import parametrize
 from seam.groups import layer_input, run_once, weight_parameter
 from seam.quant.modules import Quantizer
 
+_Taps = Sequence[tuple[int, int]]  # the first and the last tap that meet pixels, along each axis
+# nn.Conv2d keeps its padding in the last form too, for padding modes other than zeros.
+_GEOMETRY = ("kernel_size", "padding", "_reversed_padding_repeated_twice")
+
 
 def used_taps(size: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[int, int]:
     """First and last tap, along one axis of `size` pixels, of the part of a kernel that meets pixels.
@@ -63,12 +67,6 @@ def without_unreached_taps(model: nn.Module, size: tuple[int, int, int]) -> Iter
                     _part(weight, taps).copy_(weight_parameter(layer))
                     _put(layer, weight)
                 vars(layer).update(geometry)
-
-
-# Each axis's first and last tap that meets pixels.
-_Taps = Sequence[tuple[int, int]]
-# nn.Conv2d keeps its padding in the last form too, for padding modes other than zeros.
-_GEOMETRY = ("kernel_size", "padding", "_reversed_padding_repeated_twice")
 
 
 def _unreached(model: nn.Module, size: tuple[int, int, int]) -> list[tuple[nn.Conv2d, _Taps]]:
