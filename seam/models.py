@@ -19,7 +19,8 @@ from seam.params import Model
 def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
     """Create a timm model for `num_classes` classes and `in_chans` channels, in evaluation mode.
 
-    num_classes: None takes that of the given weights, else timm's.
+    num_classes: None takes that of the given weights, else timm's. Where the weights are for others, a model that is to
+    be trained (`train`) keeps a classifier of its own, at random.
 
     Raises SeamError for a name timm does not know (with close ones), for options the model refuses, and for weights
     that cannot be read or do not fit.
@@ -42,10 +43,20 @@ def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
         _shrink_stem(model, spec.name)
     if state is not None:
         found = _class_count(model, state)
-        if num_classes is None and found not in (None, model.num_classes):
-            replace_head(model, found)
+        if found not in (None, model.num_classes):
+            if num_classes is None:
+                replace_head(model, found)
+            elif spec.train:  # the classifier stays as it was made
+                state |= {name: value for name, value in model.state_dict().items() if name in _head_entries(model)}
         _load(model, state, spec.weights)
     return model.eval()
+
+
+def _head_entries(model: nn.Module) -> set[str]:
+    """Names of the classifier's parameters."""
+    layer = classifier_layer(model)
+    name = next(name for name, module in model.named_modules() if module is layer)
+    return {f"{name}.{parameter}" for parameter, _ in layer.named_parameters()}
 
 
 def _shrink_stem(model: nn.Module, name: str) -> None:

@@ -53,12 +53,25 @@ class Model(_Frozen):
 
     name: str
     kwargs: dict[str, Any] = {}
-    weights: str | None = None  # a .safetensors file instead of pretraining
-    pretrained: bool = False  # start from timm's own weights
+    weights: str | None = None  # a file of weights (.safetensors or a checkpoint) instead of pretraining
+    pretrained: bool = False  # timm's own weights instead of pretraining
+    train: bool = False  # pretrain from those weights, with a new classifier where theirs has other classes
+    preprocessing: Literal["dataset", "model"] = "dataset"  # whose mean, deviation, crop and interpolation images get
     small_stem: bool = False  # a ResNet's stem for images of about 32x32
     lock: tuple[str, ...] = ()  # bits of layers by pattern, 'layer1.*=8/8'
     exclude: tuple[str, ...] = ()  # layers that stay in full precision, by pattern
     latency: str | None = None  # CSV (layer,w,a,ms), for budgets in ms
+
+    @model_validator(mode="after")
+    def _trains_from_something(self) -> "Model":
+        if self.train and not (self.weights or self.pretrained):
+            raise ValueError("train: true says to go on from given weights: give weights or pretrained: true")
+        return self
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the pretrain stage starts from random weights."""
+        return not (self.weights or self.pretrained)
 
 
 class Proxy(_Frozen):
@@ -256,7 +269,10 @@ class Job(NamedTuple):
 
 
 # What a network is made from. Which of its layers may be searched, and what they cost, concerns the search alone.
-_NETWORK = tuple(f"models.{{model}}.{key}" for key in ("kwargs", "name", "pretrained", "small_stem", "weights"))
+_NETWORK = tuple(
+    f"models.{{model}}.{key}"
+    for key in ("kwargs", "name", "preprocessing", "pretrained", "small_stem", "train", "weights")
+)
 
 # What each stage depends on. dvc.yaml lists the same keys (a test compares the two), but each model as a whole: DVC
 # refuses a key that params.yaml leaves out.

@@ -34,8 +34,9 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     device = set_up(params.device, settings.threads, settings.seed)
     meter = Meter(device)
     with meter.part("setup"):
-        train, test = _target(params, "train", settings.images, settings.seed), _target(params, "test")
         network, size = _network(params, model)
+        train = _target(params, model, network, "train", settings.images, settings.seed)
+        test = _target(params, model, network, "test")
         layers = find_layers(network, size)
         for budget in params.grid.budgets:  # refused now, not after the training
             for search in params.grid.searches:
@@ -43,7 +44,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
         network = network.to(device, memory_format=torch.channels_last)
     history: list[dict[str, Any]] = []
     resume = _resume_file(params, "pretrain", {"model": model}, inputs)
-    if not (spec.weights or spec.pretrained):
+    if spec.from_scratch or spec.train:
         label = f"pretrain {model}"
         history = training.train(network, settings, train, settings.seed, device, meter, resume=resume, label=label)
     with meter.part("evaluate"):
@@ -155,8 +156,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     with meter.part("compile"):
         meter.kernels, _ = use_kernels(settings.kernels, device=device)
     with meter.part("setup"):
-        train = _target(params, "train", settings.images, settings.seed)
-        network, _, _ = _quantized(params, job, weights, policy, train, device)
+        network, train, _, _ = _quantized(params, job, weights, policy, device)
     resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
     with live(params, job, "finetune") as log:
         more = {"live": log.log, "label": f"finetune {job.name}"}
@@ -181,9 +181,8 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     provenance.check_inputs(params, inputs, job)
     device = set_up(params.device, params.evaluate.threads, job.seed)
     use_kernels(params.finetune.kernels, device=device)
-    train = _target(params, "train", params.finetune.images, params.finetune.seed)
-    test = _target(params, "test")
-    network, layers, bits = _quantized(params, job, weights, policy, train, device)
+    network, _, layers, bits = _quantized(params, job, weights, policy, device)
+    test = _target(params, job.model, network, "test")
     calibrated = measure(network, test, params.evaluate.batch_size, device)
     network.load_state_dict(io.load_tensors(finetuned))
     tuned = measure(network, test, params.evaluate.batch_size, device)
@@ -213,16 +212,25 @@ def _manifest(params: Params) -> dict[str, Any]:
     return described(params.target.dataset, params.data_root, params.target.path)
 
 
-def _target(params: Params, split: str, count: int | None = None, seed: int = 0) -> Any:
-    """The target's images, or a fixed class-balanced part of them."""
+def _target(params: Params, model: str, network: Any, split: str, count: int | None = None, seed: int = 0) -> Any:
+    """The target's images as a model wants them, or a fixed class-balanced part of them."""
     from seam.data.loaders import load
     from seam.data.sampling import sample_indices
 
     target = params.target
     images = load(target.dataset, params.data_root, split, target.path, image_size=target.image_size)
+    _prepared(params, model, network, images)
     if count is None or count >= len(images):
         return images
     return images.subset(sample_indices(images.labels.numpy(), count, "balanced", seed))
+
+
+def _prepared(params: Params, model: str, network: Any, images: Any) -> None:
+    """Give images the preprocessing that timm states for the network, where its parameters say so."""
+    from seam.data.loaders import prepare_as_trained
+
+    if params.model(model).preprocessing == "model":
+        prepare_as_trained(images, network.pretrained_cfg)
 
 
 def _network(params: Params, model: str, weights: Path | None = None) -> tuple[Any, tuple[int, int, int]]:
@@ -252,6 +260,7 @@ def _searched(
     if (proxy := params.proxy(job.search)) is not None:
         size = tuple(about["image_size"])
         images = load(proxy.dataset, params.data_root, proxy.split, proxy.path, about["indices"], size, channels)
+        _prepared(params, job.model, network, images)
         if proxy.dataset != params.target.dataset:
             replace_head(network, len(images.classes))
         seen = input_size(channels, images.image_size)
@@ -261,9 +270,9 @@ def _searched(
 
 
 def _quantized(
-    params: Params, job: Job, weights: Path, policy: Path, train: Any, device: Any
-) -> tuple[Any, Any, dict[str, tuple[int, int]]]:
-    """The target's model under a policy, calibrated on its first finetuning images; its layers and their bits."""
+    params: Params, job: Job, weights: Path, policy: Path, device: Any
+) -> tuple[Any, Any, Any, dict[str, tuple[int, int]]]:
+    """The target's model under a policy, calibrated on its first finetuning images; these, its layers, their bits."""
     import torch
 
     from seam.models import find_layers
@@ -275,9 +284,10 @@ def _quantized(
     bits = load_policy(policy, layers)
     layers = policy_layers(io.read_json(policy), layers)
     network = quantize(network.to(device, memory_format=torch.channels_last), bits, layers, size)
+    train = _target(params, job.model, network, "train", params.finetune.images, params.finetune.seed)
     batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=params.finetune.seed, device=device)
     calibrate(network, [next(iter(batches))])
-    return network, layers, bits
+    return network, train, layers, bits
 
 
 def _locked(params: Params, model: str, layers: Any) -> Any:

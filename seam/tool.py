@@ -66,7 +66,7 @@ def open_images(
 
     Raises SeamError for a folder without classes or images, unknown names, and broken files.
     """
-    from seam.data.loaders import load
+    from seam.data.loaders import load, prepare_as_trained
 
     channels, *full = default_input_size(model)
     size = (image_size, image_size) if image_size else tuple(full) if full_size else (PROXY_SIZE, PROXY_SIZE)
@@ -80,7 +80,7 @@ def open_images(
             raise SeamError(f"--data {data}: neither a folder nor a dataset; datasets: {known}")
         images = load(str(data), data_root, split, None, image_size=size, channels=channels)
     images.name = str(data or "digits")
-    return _as_trained(images, model)
+    return prepare_as_trained(images, _stated(model))
 
 
 def _folder(base: Path, split: str, size: tuple[int, int], channels: int) -> Any:
@@ -98,27 +98,18 @@ def _folder(base: Path, split: str, size: tuple[int, int], channels: int) -> Any
     return FileSet(files.paths, torch.from_numpy(files.labels), reader.classes, *moments, size)
 
 
-def _as_trained(images: Any, model: nn.Module) -> Any:
-    """Give a set the preprocessing that timm states for the model, as far as the set has a choice."""
-    from seam.data.loaders import FileSet
-
-    about = getattr(model, "pretrained_cfg", None) or {}
-    for key in ("mean", "std"):
-        if len(about.get(key) or ()) == images.channels:
-            setattr(images, key, list(about[key]))
-    if isinstance(images, FileSet):
-        images.crop_share = about.get("crop_pct") or images.crop_share
-        if about.get("interpolation") in ("bilinear", "bicubic"):
-            images.interpolation = about["interpolation"]
-    return images
+def _stated(model: nn.Module) -> Mapping[str, Any]:
+    """What timm states about a model's weights."""
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
     """How `open_images` makes an input of an image file at the model's size (`ImageSet.preprocessing`)."""
-    from seam.data.loaders import FileSet
+    from seam.data.loaders import FileSet, prepare_as_trained
 
     channels, *size = default_input_size(model)
-    return _as_trained(FileSet([], torch.empty(0), [], [0.5] * channels, [0.25] * channels, size), model).preprocessing
+    blank = FileSet([], torch.empty(0), [], [0.5] * channels, [0.25] * channels, size)
+    return prepare_as_trained(blank, _stated(model)).preprocessing
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

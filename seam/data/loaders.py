@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from seam.data.fetch import known, opened, parts
-from seam.data.sets import FileSet, ImageSet, TensorSet, luma, resize_pixels
+from seam.data.sets import FileSet, ImageSet, TensorSet, luma, prepare_as_trained, resize_pixels
 from seam.errors import SeamError
 
 IN_MEMORY_BYTES = 512 << 20  # a set that a larger image_size would make larger than this is resized batch by batch
 
-__all__ = ["FileSet", "ImageSet", "TensorSet", "load"]
+__all__ = ["FileSet", "ImageSet", "TensorSet", "load", "prepare_as_trained"]
 
 
 def load(

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -268,6 +268,19 @@ class _ResizeToCover:
         scale = max(self.size[0] / image.height, self.size[1] / image.width)
         size = (max(self.size[1], int(image.width * scale)), max(self.size[0], int(image.height * scale)))
         return image.resize(size, Image.Resampling[self.interpolation.upper()])
+
+
+def prepare_as_trained(images: ImageSet, about: Mapping[str, Any]) -> ImageSet:
+    """Give a set the mean, deviation, centre crop and interpolation that timm states for a model's weights
+    (`pretrained_cfg`), as far as the set has a choice; returns the set."""
+    for key in ("mean", "std"):
+        if len(about.get(key) or ()) == images.channels:
+            setattr(images, key, list(about[key]))
+    if isinstance(images, FileSet):
+        images.crop_share = about.get("crop_pct") or images.crop_share
+        if about.get("interpolation") in ("bilinear", "bicubic"):
+            images.interpolation = about["interpolation"]
+    return images
 
 
 def _uncropped(size: Sequence[int], crop_share: float) -> list[int]:
