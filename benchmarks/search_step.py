@@ -49,7 +49,7 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
     from seam.runtime import keep_memory
-    from seam.search.seam import parameter_groups
+    from seam.search.joint import parameter_groups
     from seam.taps import cut_taps, without_unreached_taps
     from seam.training import training_groups
 

@@ -59,9 +59,14 @@ def search(
     lock: Lock = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
     latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
-    method: Annotated[str, typer.Option(help="seam, sensitivity, uniform or random.")] = "seam",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the search, on batches of 32 images.")] = 64,
-    size: Annotated[int, typer.Option(min=8, help="Side in pixels of the images that the search sees.")] = 64,
+    method: Annotated[
+        str, typer.Option(help="jacobian (no training), seam, joint, sensitivity, uniform or random (docs/methods.md).")
+    ] = "jacobian",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a search that trains, on batches of 32 images.")] = 64,
+    size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Side of the search's images in pixels; by default the model's, at most 64."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     threads: Threads = ALL,

@@ -46,6 +46,7 @@ class Target(_Frozen):
     dataset: str
     path: str | None = None  # for dataset: folder
     image_size: Count | None = None  # None: the dataset's own size
+    test_images: Count | None = None  # measure on a fixed class-balanced part of the test images; None: on all
 
 
 class Model(_Frozen):
@@ -83,7 +84,7 @@ class Proxy(_Frozen):
     fraction: Fraction | None = None
     count: Count | None = None
     sampling: Literal["random", "balanced", "herding", "k_center"] = "balanced"
-    image_size: Count | None = None
+    image_size: Count | None = None  # None: the target's, at most 224
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -109,9 +110,14 @@ class Training(_Frozen):
 
 
 class Finetune(Training):
-    """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam)."""
+    """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam).
+
+    BatchNorm's statistics stay those of full precision by default: in a short training they drift to the images and to
+    the noise faster than the weights follow.
+    """
 
     step_lr: Positive = 1e-2
+    batch_norm: Literal["frozen", "updated"] = "frozen"  # its statistics; weights and biases are trained
     clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without
     kernels: Literal["auto", "compiled", "eager"] = "auto"
 
@@ -121,14 +127,15 @@ class SearchSettings(_Frozen):
 
     bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
     epochs: Count = 3
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0  # in full precision, before the search: for a proxy of new classes
+    steps: Count | None = None  # stop after so many, whatever the epochs
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0  # joint: in full precision, before the search, for new classes
     batch_size: Count = 64
-    lr: Positive = 0.03  # network weights, SGD
-    weight_decay: NonNegative = 0.0
+    lr: Positive = 0.03  # joint: network weights, SGD
+    weight_decay: NonNegative = 0.0  # joint
     logit_lr: Positive = 0.15  # bit-width logits, Adam
     step_lr: Positive = 1e-3  # log quantizer steps, Adam
     margin_weight: NonNegative = 1.0  # lambda_m
-    budget_weight: NonNegative = 2.0  # lambda_b
+    budget_weight: NonNegative = 20.0  # lambda_b
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
     spend: Annotated[float, Field(ge=0, le=1)] = 0.97  # least share of the budget that a policy uses
     calibration_images: Count = 512

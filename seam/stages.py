@@ -36,7 +36,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     with meter.part("setup"):
         network, size = _network(params, model)
         train = _target(params, model, network, "train", settings.images, settings.seed)
-        test = _target(params, model, network, "test")
+        test = _target(params, model, network, "test", params.target.test_images)
         layers = find_layers(network, size)
         for budget in params.grid.budgets:  # refused now, not after the training
             for search in params.grid.searches:
@@ -72,6 +72,8 @@ def sample(params: Params, model: str, search: str, weights: Path, out: Path) ->
         from seam.data.proxy import describe_proxy
 
         target = manifest = _manifest(params)  # the fetch stage has verified the target
+        if params.target.image_size:
+            target = {**target, "image_size": [params.target.image_size] * 2}
         if (proxy.dataset, proxy.path) != (params.target.dataset, params.target.path):
             manifest = fetch_dataset(proxy.dataset, params.data_root, proxy.path)
         content = describe_proxy(
@@ -88,7 +90,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         import_torch()
     from seam.layers import Layer
     from seam.policy import make_policy
-    from seam.search import load_method, needs_network, solve
+    from seam.search import load_method, needs_classifier, needs_kernels, needs_network, solve
     from seam.search.problem import Problem
     from seam.tracking import live
 
@@ -107,8 +109,8 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         layers = _locked(params, job.model, [Layer(**layer) for layer in model["layers"]])
         budgets = _budgets(params, job.model, job.budget, layers, settings.bits)
         if device is not None:
-            network, images = _searched(params, job, weights, about, device, meter)
-    if images is not None:
+            network, images = _searched(params, job, weights, about, device, meter, needs_classifier(method))
+    if images is not None and needs_kernels(method):
         from seam.quant.kernels import use_kernels
 
         with meter.part("compile"):
@@ -134,7 +136,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         versions=True,
     )
     io.write_json(out / "policy.json", policy)
-    io.write_csv(out / "history.csv", problem.history, SEARCH_COLUMNS)
+    io.write_csv(out / "history.csv", problem.history, list(next(iter(problem.history), SEARCH_COLUMNS)))
     io.write_json(out / "cost.json", cost)
     outputs = [out / n for n in ("policy.json", "cost.json", "history.csv")]
     provenance.record(params, "search", job._asdict(), inputs, outputs)
@@ -182,7 +184,7 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     device = set_up(params.device, params.evaluate.threads, job.seed)
     use_kernels(params.finetune.kernels, device=device)
     network, _, layers, bits = _quantized(params, job, weights, policy, device)
-    test = _target(params, job.model, network, "test")
+    test = _target(params, job.model, network, "test", params.target.test_images)
     calibrated = measure(network, test, params.evaluate.batch_size, device)
     network.load_state_dict(io.load_tensors(finetuned))
     tuned = measure(network, test, params.evaluate.batch_size, device)
@@ -246,9 +248,10 @@ def _network(params: Params, model: str, weights: Path | None = None) -> tuple[A
 
 
 def _searched(
-    params: Params, job: Job, weights: Path, about: dict[str, Any], device: Any, meter: Any
+    params: Params, job: Job, weights: Path, about: dict[str, Any], device: Any, meter: Any, classifier: bool
 ) -> tuple[Any, Any]:
-    """A search's network, with a head for its proxy's classes, and the images that proxy.json describes (or None)."""
+    """A search's network, if it asks for it with a classifier of its proxy's classes, and the images that proxy.json
+    describes (or None)."""
     import torch
 
     from seam.data.loaders import load
@@ -261,7 +264,7 @@ def _searched(
         size = tuple(about["image_size"])
         images = load(proxy.dataset, params.data_root, proxy.split, proxy.path, about["indices"], size, channels)
         _prepared(params, job.model, network, images)
-        if proxy.dataset != params.target.dataset:
+        if classifier and proxy.dataset != params.target.dataset:
             replace_head(network, len(images.classes))
         seen = input_size(channels, images.image_size)
         cut_taps(network, seen)
@@ -329,4 +332,4 @@ def _resume_file(params: Params, stage: str, job: dict[str, Any], inputs: Iterab
 
 CALIBRATION_IMAGES = 512
 TRAIN_COLUMNS = ("step", "epoch", "loss", "top1", "lr", "seconds")
-SEARCH_COLUMNS = ("step", "epoch", "loss", "ce", "margin", "budget", "entropy", "lr", "seconds")
+SEARCH_COLUMNS = ("step", "epoch", "loss", "budget", "entropy", "lr", "seconds")  # of a method that takes no steps

@@ -25,7 +25,8 @@ from seam.data.registry import DATASETS
 from seam.errors import SeamError
 from seam.models import default_input_size, find_layers
 
-PROXY_SIZE = 64  # pixels: the side of the images that a search sees, unless told otherwise
+METHOD = "jacobian"  # of the methods here the one whose policies lose least (docs/methods.md)
+PROXY_SIZE = 64  # pixels: the largest side of the images that a search sees, unless told otherwise
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 CALIBRATION_IMAGES = 256
 
@@ -60,7 +61,7 @@ def open_images(
             with one folder a class, then all of it whatever the split; or a dataset's name; None: scikit-learn's
             digits, all of them.
         split: "train" or "test".
-        full_size: at the model's own input size, else at 64 pixels, which suffice for a search.
+        full_size: at the model's own input size, else at 64 pixels a side at most, which suffice for a search.
         image_size: of a side in pixels, in place of either.
         data_root: folder where datasets are kept that are given by name.
 
@@ -69,7 +70,7 @@ def open_images(
     from seam.data.loaders import load, prepare_as_trained
 
     channels, *full = default_input_size(model)
-    size = (image_size, image_size) if image_size else tuple(full) if full_size else (PROXY_SIZE, PROXY_SIZE)
+    size = (image_size, image_size) if image_size else tuple(full) if full_size else _bounded(full)
     if data is None:
         images = load("digits", data_root, "all", None, image_size=size, channels=channels)
     elif Path(data).is_dir():
@@ -81,6 +82,10 @@ def open_images(
         images = load(str(data), data_root, split, None, image_size=size, channels=channels)
     images.name = str(data or "digits")
     return prepare_as_trained(images, _stated(model))
+
+
+def _bounded(size: Sequence[int]) -> tuple[int, ...]:
+    return tuple(min(side, PROXY_SIZE) for side in size)
 
 
 def _folder(base: Path, split: str, size: tuple[int, int], channels: int) -> Any:
@@ -123,7 +128,7 @@ def search(
     budget: str | Sequence[str] = (),
     *,
     budgets: Sequence[str] = (),
-    method: str = "seam",
+    method: str = METHOD,
     lock: Sequence[str] = (),
     exclude: Sequence[str] = (),
     latency: str | Path | None = None,
@@ -144,7 +149,7 @@ def search(
             in `budget` are met by each as well.
         lock, exclude: as in `seam.locks.apply_locks`.
         latency: CSV (layer,w,a,ms), for budgets in ms.
-        steps: of the search, on batches of 32.
+        steps: of a search that trains, on batches of 32.
         name: the model's, for the policy file.
         settings: others of seam.params.SearchSettings.
 
@@ -160,7 +165,7 @@ def search(
     from seam.policy import make_policy
     from seam.quant.kernels import use_kernels
     from seam.runtime import Meter, set_up
-    from seam.search import load_method, solve
+    from seam.search import load_method, needs_classifier, needs_kernels, solve
     from seam.search.problem import Problem
     from seam.taps import cut_taps
 
@@ -168,10 +173,17 @@ def search(
     target = input_size(model)
     layers = apply_locks(find_layers(model, target), lock, exclude)
     batch = 32
-    images = _in_memory(images if images is not None else open_images(None, model))
+    most = getattr(found, "IMAGES", PROXY_IMAGES)
+    images = _in_memory(images if images is not None else open_images(None, model), most)
     epochs = math.ceil(steps * batch / max(len(images), batch))
     own = model.num_classes == len(images.classes) and images.name not in DATASETS
-    given = {"epochs": epochs, "batch_size": batch, "threads": torch.get_num_threads(), **(settings or {})}
+    given = {
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch,
+        "threads": torch.get_num_threads(),
+        **(settings or {}),
+    }
     chosen = _checked(SearchSettings, given)
     if not own and "warmup_epochs" not in (settings or {}):
         chosen = chosen.model_copy(update={"warmup_epochs": math.ceil(epochs / 2)})
@@ -189,13 +201,13 @@ def search(
     meter = Meter(place)
     seen = _sha256(images)
     network, images = _at_size(model, images)
-    if not own:
+    if needs_classifier(found) and not own:
         replace_head(network, len(images.classes))
     shown = (target[0], *images.image_size)
     cut_taps(network, shown)
     network = network.to(place, memory_format=torch.channels_last)
     meter.macs_per_image = sum(layer.macs for layer in find_layers(network, shown))
-    if not all(free):
+    if not all(free) and needs_kernels(found):
         meter.kernels, _ = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
     middle = sorted(wanted, key=lambda limits: limits[0].limit)[len(wanted) // 2]
     problem = Problem(network, layers, images, middle, chosen, seed, place, meter)
@@ -353,13 +365,13 @@ def _check_classes(model: nn.Module, images: Any) -> None:
         )
 
 
-def _in_memory(images: Any) -> Any:
-    """At most 1024 class-balanced images, decoded once: a search goes over them again and again."""
+def _in_memory(images: Any, most: int) -> Any:
+    """At most so many class-balanced images, decoded once: a search goes over them again and again."""
     from seam.data.sampling import sample_indices
 
     name = getattr(images, "name", "images")
-    if len(images) > PROXY_IMAGES:
-        images = images.subset(sample_indices(images.labels.numpy(), PROXY_IMAGES, "balanced", 0))
+    if len(images) > most:
+        images = images.subset(sample_indices(images.labels.numpy(), most, "balanced", 0))
     mean, std = torch.tensor(images.mean) * 255, torch.tensor(images.std) * 255
     parts = [(x.permute(0, 2, 3, 1) * std + mean).round().clamp(0, 255).to(torch.uint8) for x, _ in images.batches(64)]
     return _held(torch.cat(parts), images, name)

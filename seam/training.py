@@ -111,6 +111,8 @@ def fit(
     live: Callable[..., None] = lambda step, **metrics: None,
     label: str = "train",
     clip_norm: float | None = None,
+    frozen: Iterable[nn.Module] = (),
+    steps: int | None = None,
 ) -> list[dict[str, Any]]:
     """Train `module` in place and return the rows of history.csv.
 
@@ -124,12 +126,14 @@ def fit(
         live: called with (step, **metrics) for each row of the history.
         clip_norm: the most that the gradient of the first group's parameters may have as its norm; longer ones are
             scaled down. Few-bit depthwise networks pass gradients on magnified a thousandfold.
+        steps: at most so many, where the epochs have more.
+        frozen: parts of the module that stay in evaluation mode: BatchNorm keeps its statistics, dropout is off.
     """
     groups = [group for group in groups if group.params]
     optimizers = [group.optimizer() for group in groups]
     batch_size = min(batch_size, len(images))
     steps_per_epoch = len(images) // batch_size  # the last, smaller batch is left out: BatchNorm needs full ones
-    total = epochs * steps_per_epoch
+    total = min(epochs * steps_per_epoch, steps or math.inf)
     every = max(1, steps_per_epoch // _ROWS_PER_EPOCH)
     history: list[dict[str, Any]] = []
     step = 0
@@ -137,6 +141,8 @@ def fit(
         step, history = _restore(resume, module, optimizers, meter)
     last_saved = time.monotonic()
     module.train()
+    for part in frozen:
+        part.eval()
     device_type = device.type
 
     def batches() -> Iterable[tuple[int, int, Tensor, Tensor]]:
@@ -153,6 +159,8 @@ def fit(
                 skip=skip,
             )
             for position, (x, y) in enumerate(loader, start=skip):
+                if epoch * steps_per_epoch + position == total:
+                    return
                 yield epoch, position, x, y
 
     with meter.part("train"):
@@ -177,7 +185,7 @@ def fit(
             count += 1
             for name, item in {"loss": value, **logs}.items():
                 sums[name] = sums.get(name, 0) + item.detach()
-            if (position + 1) % every == 0 or position + 1 == steps_per_epoch:
+            if (position + 1) % every == 0 or position + 1 == steps_per_epoch or step == total:
                 means = {name: float(item) / count for name, item in sums.items()}  # the only wait for the device
                 history.append({"step": step, "epoch": epoch + 1, **{k: round(v, 6) for k, v in means.items()}})
                 history[-1] |= {
@@ -189,7 +197,7 @@ def fit(
                 if resume is not None and time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
                     _save(resume, step, history, module, optimizers, meter)
                     last_saved = time.monotonic()
-    meter.epochs += epochs
+    meter.epochs += math.ceil(total / steps_per_epoch)
     module.eval()
     return history
 
@@ -208,6 +216,8 @@ def train(
     size = input_size(images.channels, images.image_size)
     if isinstance(settings, Finetune):
         more["clip_norm"] = settings.clip_norm
+        if settings.batch_norm == "frozen":
+            more["frozen"] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with without_unreached_taps(model, size):
         meter.macs_per_image = total_macs(model, size)
         with clamp_in_quantizers(model, size):

@@ -9,7 +9,8 @@ from engines import REPOSITORY
 from seam.errors import SeamError
 from seam.params import STAGE_KEYS, Job, load_params, parse_params
 
-FILES = ["params.yaml", *(f"experiments/{name}.yaml" for name in ("smoke", "cifar", "imagenet", "efficiency"))]
+NAMES = ("smoke", "cifar", "imagenet", "efficiency", "scale224")
+FILES = ["params.yaml", *(f"experiments/{name}.yaml" for name in NAMES)]
 
 
 RAW = """

@@ -100,9 +100,20 @@ def test_too_many_proxy_images_are_refused(quick, tmp_path, monkeypatch):
         stages.sample(params, "resnet", "direct", weights, tmp_path / "proxy")
 
 
+@pytest.mark.parametrize(("size", "seen"), [(16, 16), (300, 224), (None, 8)])
+def test_a_proxy_without_a_size_takes_the_target_s_up_to_224(quick, tmp_path, monkeypatch, size, seen):
+    weights = pretrained(quick)
+    target = {"dataset": "digits", "image_size": size}
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, finetune__epochs=1, target=target)
+    monkeypatch.setattr(stages.provenance, "check_inputs", lambda *_: None)  # the weights are of another target
+    stages.sample(params, "resnet", "direct", weights, tmp_path / "proxy")
+    assert io.read_json(tmp_path / "proxy/proxy.json")["image_size"] == [seen, seen]
+
+
 def test_search_at_another_resolution_counts_macs_at_the_target_s(tmp_path, monkeypatch):
     """The proxy at 8x8, the target at 16x16: the budget and the policy's MACs are those of 16x16."""
-    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, target={"dataset": "digits", "image_size": 16})
+    target, small = {"dataset": "digits", "image_size": 16}, {"searches__seam-subset__proxy__image_size": 8}
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, target=target, **small)
     weights = pretrained(params)
     job = Job("resnet", "seam-subset", "w3a3", 0)
     stages.sample(params, "resnet", "seam-subset", weights, tmp_path / "proxy")

@@ -10,6 +10,8 @@ import numpy as np
 from seam.errors import SeamError
 from seam.params import Proxy
 
+LARGEST = 224  # pixels: no proxy image is larger unless asked for
+
 
 def describe_proxy(
     proxy: Proxy, manifest: dict[str, Any], target: dict[str, Any], root: str | Path, model: Callable[[], tuple]
@@ -17,7 +19,9 @@ def describe_proxy(
     """Choose the images of a proxy and describe them: the content of proxy.json.
 
     Args:
-        proxy: what to take; manifest: of its dataset; target: the target's manifest.
+        proxy: what to take; manifest: of its dataset; target: the target's manifest, with the size (H, W) that its
+            images are given at. A proxy without a size takes that, at most 224 pixels a side: a network's deep layers
+            see as much of few images as of many, but not at another resolution.
         model: gives (pretrained target model, device); called for herding and k-center only, which need features.
 
     Raises: SeamError if more images are asked for than there are.
@@ -25,7 +29,7 @@ def describe_proxy(
     from seam.data.fetch import labels as read_labels
     from seam.data.sampling import NEED_FEATURES, sample_indices
 
-    size = [proxy.image_size] * 2 if proxy.image_size else list(manifest["image_size"])
+    size = [proxy.image_size] * 2 if proxy.image_size else [min(side, LARGEST) for side in target["image_size"]]
     parts = ("train", "test") if proxy.split == "all" else ("train",)
     available = sum(manifest[part]["count"] for part in parts)
     counts = np.sum([manifest[part]["per_class"] for part in parts], axis=0)

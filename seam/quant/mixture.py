@@ -141,6 +141,17 @@ class Mixture(nn.Module):
         for quantizer in fixed:
             quantizer.enabled = not on
 
+    @torch.no_grad()
+    def start(self, assigned: Sequence[tuple[int, int]], slope: float) -> None:
+        """Start the logits around a policy: `slope` lower for each step away from its bit-width among the candidates.
+
+        assigned: (weight bits, activation bits) of the L layers.
+        """
+        places = torch.arange(len(self.bits), device=self.weight_logits.device)
+        for i, (w, a) in enumerate(assigned):
+            self.weight_logits[i] = -slope * (places - self.bits.index(w)).abs()
+            self.input_logits[self.group[i]] = -slope * (places - self.bits.index(a)).abs()
+
     def expected(self, table: Tensor) -> Tensor:
         """Expected cost, for a table [L, B, B] of each layer's (weight bits, activation bits)."""
         return torch.einsum("lw,lwa,la->", self.weight_probs, table, self.input_probs[self.group])

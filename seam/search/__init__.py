@@ -5,8 +5,10 @@ A method is one function
     def preferences(problem: Problem) -> numpy.ndarray   # [layers, weight bits, activation bits], higher is better
 
 and `seam.assign` turns the table into the best policy within the budget. A module may set SPEND, the least share of the
-budget that its policies use, in place of the parameter `spend`; and NETWORK = False, where the layers' sizes are all it
-needs: with `proxy: none` it is then given no network, and its job does not load torch.
+budget that its policies use, in place of the parameter `spend`; QUANTIZERS = False, where it calls none, so that no
+kernels need be there for them; and NETWORK = False, where the layers' sizes are all it needs: with `proxy: none` it is
+then given no network, and its job does not load torch. CLASSIFIER = True asks for a new classifier, for the proxy's
+classes, where these are not the target's.
 """
 
 import importlib
@@ -31,6 +33,16 @@ def solve(method: ModuleType, problem: Any, table: Any, budgets: Any) -> list[tu
 def needs_network(method: ModuleType) -> bool:
     """Whether a method looks at the network, and not only at its layers' sizes."""
     return getattr(method, "NETWORK", True)
+
+
+def needs_classifier(method: ModuleType) -> bool:
+    """Whether a method scores the proxy's classes, and not only looks at features."""
+    return getattr(method, "CLASSIFIER", False)
+
+
+def needs_kernels(method: ModuleType) -> bool:
+    """Whether a method calls quantizers or mixtures, whose kernels must be ready then."""
+    return getattr(method, "QUANTIZERS", True)
 
 
 def load_method(name: str) -> ModuleType:

@@ -27,6 +27,8 @@ from seam.quant.mixture import Mixture
 from seam.search.problem import Problem
 from seam.training import Group, cross_entropy, fit
 
+CLASSIFIER = True
+
 
 def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
     """The search's three optimizers: network weights (SGD), log steps and bit-width logits (Adam)."""
@@ -74,6 +76,7 @@ def preferences(problem: Problem) -> np.ndarray:
             loss=loss,
             images=images,
             epochs=settings.epochs,
+            steps=settings.steps,
             batch_size=settings.batch_size,
             augment=settings.augment,
             groups=parameter_groups(net, settings),

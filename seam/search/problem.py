@@ -22,8 +22,9 @@ class Problem:
     """One search: the model, the data, the budget, and where to report.
 
     Attributes:
-        model: full-precision network with a head for the proxy's classes, on `device`; the method may change it. None,
-            and no device either, for a method that needs no network and sees no data.
+        model: full-precision network on `device`, with the target's classifier, or one for the proxy's classes where
+            the method asks for it (`seam.search`); the method may change it. None, and no device either, for a method
+            that needs no network and sees no data.
         layers: all quantizable layers, MACs at the target's input size.
         images: the proxy's training images (seam.data.loaders.ImageSet); None for methods that see no data.
         budgets: linear limits over the searchable layers; the first one is the one to be spent.

@@ -1,84 +1,101 @@
-"""SEAM: search on a small proxy with a large-margin objective (Tang et al., ACM MM 2023, arXiv 2302.06845).
+"""SEAM: search on a small proxy, upholding discriminability (Tang et al., ACM MM 2023, arXiv 2302.06845).
 
-On a proxy batch the search network (`seam.quant.mixture`) minimises
+The network stays as it was trained: weights and BatchNorm's statistics are frozen. On a proxy batch the search network
+(`seam.quant.mixture`), with normalised pre-logits z' where full precision has z, minimises
 
-    L = cross-entropy + lambda_m margin + lambda_b (log E - log B)^2
+    L = mean_i ||z'_i - z_i||^2 + lambda_m max(0, margin(z') - margin(z)) + lambda_b (log E - log B)^2
 
-over its weights, steps and bit-width logits together, where margin is `seam.margin.MarginLoss`, E the expected cost of
-the mixture (for BitOPs, sum_l MACs_l E[w_l] E[a_l]), and B the budget. The last term pulls from both sides: a search
-that ends below its budget wastes it. Further budgets add the same term where they are exceeded. The softmax's
-temperature falls geometrically from 1 to `temperature`, so that the logits end sharp. lambda_m = 0 is EdMIPS's
-objective under our relaxation. The paper publishes no code; relaxation, margin and schedule are our choice.
+over its bit-width logits and quantizer steps. margin is `seam.margin.MarginLoss` (lower separates classes better), so
+the second term punishes what falls below full precision's separation of the proxy's classes, and only that: a margin
+that is maximised can grow on the proxy while the features go elsewhere. E is the expected cost of the mixture (for
+BitOPs, sum_l MACs_l E[w_l] E[a_l]), and B the budget. The last term pulls from both sides: a search that ends below its
+budget wastes it, and one that ends above leaves the choice to the assignment. Further budgets add the same term where
+they are exceeded. The logits start around the policy of `seam.search.jacobian`; the softmax's temperature falls
+geometrically from 1 to `temperature`, so that they end sharp. lambda_m = 0 is the search without margin.
+
+The paper publishes no code, and says that a good policy upholds the discriminability of full precision; relaxation,
+margin and schedule are our choice. `seam.search.joint` is the other reading of it, which trains the weights as well.
+
+Options: `start`: jacobian (the default) or zero, where the logits start; and those of `jacobian`.
 """
+
+import copy
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from seam.assign import assign
+from seam.errors import unknown
 from seam.margin import MarginLoss
 from seam.models import capture_features, feature_count, input_size
-from seam.params import SearchSettings
 from seam.quant.clamps import clamp_in_quantizers
 from seam.quant.mixture import Mixture
+from seam.search import jacobian
 from seam.search.problem import Problem
-from seam.training import Group, cross_entropy, fit
+from seam.training import Group, fit
 
-
-def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
-    """The search's three optimizers: network weights (SGD), log steps and bit-width logits (Adam)."""
-    logits = [net.weight_logits, net.input_logits]
-    log_steps = [p for name, p in net.named_parameters() if name.endswith(("log_step", "log_steps"))]
-    special = {id(p) for p in logits + log_steps}
-    weights = [p for p in net.parameters() if id(p) not in special]
-    return [
-        Group(weights, settings.lr, "sgd", settings.weight_decay),
-        Group(log_steps, settings.step_lr, "adam"),
-        Group(logits, settings.logit_lr, "adam", schedule="constant"),
-    ]
+_START = 1.0  # nats by which a logit starts lower for each step between its bit-width and that of the first policy
 
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] log-probability of each layer's (weight bits, activation bits) at the end of the search."""
-    settings, device = problem.settings, problem.device
-    images = problem.images
-    if settings.warmup_epochs:
-        _warm_up(problem)
+    settings, device, images = problem.settings, problem.device, problem.images
+    start = settings.options.get("start", "jacobian")
+    if start not in ("jacobian", "zero"):
+        raise unknown("start", str(start), ("jacobian", "zero"), "options")
+    full = copy.deepcopy(problem.model).eval()
+    first = _first_policy(problem) if start == "jacobian" else None
     with problem.meter.part("setup"):
         net = Mixture(problem.model, problem.layers, settings.bits)
-        first = images.batches(settings.calibration_images, seed=problem.seed, device=device)
-        net.calibrate([next(iter(first))])
-        margin = MarginLoss(len(images.classes), feature_count(problem.model)).to(device)
+        net.calibrate([next(iter(images.batches(settings.calibration_images, seed=problem.seed, device=device)))])
+        if first is not None:
+            net.start(first, _START)
+        margins = [MarginLoss(len(images.classes), feature_count(problem.model)).to(device) for _ in range(2)]
         tables = [torch.tensor(b.table / b.limit, dtype=torch.float32, device=device) for b in problem.budgets]
         bases = [b.base / b.limit for b in problem.budgets]
 
     def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         net.temperature = settings.temperature**done
-        ce = F.cross_entropy(net(x), y)
-        margin_loss = margin(features[-1], y)
+        net(x)
+        with torch.no_grad():
+            full(x)
+        moved = (F.normalize(kept[-1].float(), dim=1) - F.normalize(wanted[-1].float(), dim=1)).square().sum(1).mean()
+        lost = F.relu(margins[0](kept[-1], y) - margins[1](wanted[-1], y))
         spent, *others = (net.expected(table) + base for table, base in zip(tables, bases, strict=True))
         excess = spent.log().square() + sum(F.relu(other.log()).square() for other in others)
-        total = ce + settings.budget_weight * excess
+        total = moved + settings.budget_weight * excess
         if settings.margin_weight:
-            total = total + settings.margin_weight * margin_loss
-        logs = {"ce": ce, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
-        return total, logs
+            total = total + settings.margin_weight * lost
+        return total, {"moved": moved, "margin": lost, "budget": spent, "entropy": net.entropy()}
 
+    logits = [net.weight_logits, net.input_logits]
+    steps = [p for name, p in net.named_parameters() if name.endswith(("log_step", "log_steps"))]
     size = input_size(images.channels, images.image_size)
-    with clamp_in_quantizers(problem.model, size), capture_features(problem.model) as features:
+    with (
+        clamp_in_quantizers(problem.model, size),
+        capture_features(problem.model) as kept,
+        capture_features(full) as wanted,
+    ):
         problem.history += fit(
-            module=torch.nn.ModuleList([net, margin]),
+            module=torch.nn.ModuleList([net, *margins]),
             loss=loss,
             images=images,
             epochs=settings.epochs,
+            steps=settings.steps,
             batch_size=settings.batch_size,
             augment=settings.augment,
-            groups=parameter_groups(net, settings),
+            groups=[
+                Group(steps, settings.step_lr, "adam"),
+                Group(logits, settings.logit_lr, "adam", schedule="constant"),
+            ],
             seed=problem.seed,
             device=device,
             meter=problem.meter,
             resume=problem.resume,
             live=problem.live,
             label="search",
+            frozen=[problem.model],
         )
     net.temperature = settings.temperature
     net.refresh()
@@ -86,21 +103,9 @@ def preferences(problem: Problem) -> np.ndarray:
     return net.preferences()
 
 
-def _warm_up(problem: Problem) -> None:
-    """Adapt the full-precision network and its new head to the proxy: a network that knows nothing of the proxy's
-    classes has no margins to keep, and few-bit mixtures hardly let it learn them."""
-    settings, model = problem.settings, problem.model
-    fit(
-        module=model,
-        loss=cross_entropy(model),
-        images=problem.images,
-        epochs=settings.warmup_epochs,
-        batch_size=settings.batch_size,
-        augment=settings.augment,
-        groups=[Group(list(model.parameters()), settings.lr, "sgd", settings.weight_decay)],
-        seed=problem.seed,
-        device=problem.device,
-        meter=problem.meter,
-        resume=problem.resume and problem.resume.with_suffix(".warmup.pt"),
-        label="warm-up",
-    )
+def _first_policy(problem: Problem) -> list[tuple[int, int]]:
+    """The policy that the Jacobian sensitivities alone would choose."""
+    given = copy.copy(problem)
+    given.model = copy.deepcopy(problem.model)
+    table = jacobian.preferences(given)
+    return assign(table, problem.names, problem.settings.bits, problem.budgets, problem.settings.spend)

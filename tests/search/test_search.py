@@ -65,14 +65,15 @@ def test_methods_are_found_by_file():
         load_method("json.decoder")
 
 
-@pytest.mark.parametrize("method", ["seam", "random"])
+@pytest.mark.parametrize("method", ["joint", "seam", "jacobian", "random"])
 def test_within_the_budget_and_spent(method, digits):
     _, share = solve(method, problem(digits))
     assert 0.97 <= share <= 1
 
 
-def test_the_same_seed_gives_the_same_policy_and_another_another(digits):
-    first, again, other = (solve("seam", problem(digits, seed=seed))[0] for seed in (0, 0, 1))
+@pytest.mark.parametrize("method", ["joint", "seam"])
+def test_the_same_seed_gives_the_same_policy_and_another_another(method, digits):
+    first, again, other = (solve(method, problem(digits, seed=seed))[0] for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -81,7 +82,7 @@ def test_the_search_ends_decided_near_its_budget_and_learns(digits, trained):
     given = problem(digits)
     given.model.load_state_dict(trained)
     given.settings = given.settings.model_copy(update={"epochs": 4})
-    solve("seam", given)
+    solve("joint", given)
     last = given.history[-1]
     assert given.report["logit_entropy"] < 0.5 * np.log2(5)
     assert last["budget"] == pytest.approx(1, abs=0.15)
@@ -91,11 +92,12 @@ def test_the_search_ends_decided_near_its_budget_and_learns(digits, trained):
 
 
 @pytest.mark.parametrize("budget", ["w2a3", "w5a5"])
-def test_the_budget_term_pulls_from_both_sides(budget, digits, trained):
+@pytest.mark.parametrize("method", ["joint", "seam"])
+def test_the_budget_term_pulls_from_both_sides(method, budget, digits, trained):
     given = problem(digits, budget=budget)
     given.model.load_state_dict(trained)
     given.settings = given.settings.model_copy(update={"epochs": 4})
-    solve("seam", given)
+    solve(method, given)
     assert given.history[-1]["budget"] == pytest.approx(1, abs=0.2)
 
 
@@ -111,15 +113,20 @@ def test_budgets_count_macs_at_the_target_s_size(digits):
 def test_warm_up_teaches_the_proxy_s_classes_first_and_is_counted(digits):
     cold, warm = problem(digits), problem(digits, warmup_epochs=3)
     for given in (cold, warm):
-        load_method("seam").preferences(given)
+        load_method("joint").preferences(given)
     assert warm.history[0]["ce"] < 0.5 * cold.history[0]["ce"]
     assert len(warm.history) == len(cold.history)
     assert (warm.meter.images, warm.meter.epochs) == (4 * cold.meter.images, 4)
 
 
-def test_margin_weight_zero_is_another_search(digits):
-    with_margin, without = problem(digits), problem(digits, margin_weight=0.0)
-    assert not np.array_equal(load_method("seam").preferences(with_margin), load_method("seam").preferences(without))
+@pytest.mark.parametrize("method", ["joint", "seam"])
+def test_margin_weight_zero_is_another_search(method, digits, trained):
+    tables = []
+    for weight in (1.0, 0.0):
+        given = problem(digits, margin_weight=weight)
+        given.model.load_state_dict(trained)
+        tables.append(load_method(method).preferences(given))
+    assert not np.array_equal(*tables)
 
 
 def test_a_second_budget_locks_and_ties_are_kept(digits):
@@ -132,7 +139,7 @@ def test_a_second_budget_locks_and_ties_are_kept(digits):
     for count in (1, 2):
         again = problem(some, model="test_nfnet")
         again.layers, again.budgets = given.layers, given.budgets[:count]
-        table = load_method("seam").preferences(again)
+        table = load_method("joint").preferences(again)
         net_mean[count] = expected(table, given.budgets[1])
     assigned = assign(table, given.names, BITS, given.budgets)
     assert given.names == names[:-2]

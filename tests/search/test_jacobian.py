@@ -1,0 +1,158 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import MODELS, SIZE, create
+
+from seam.cost import parse_budget
+from seam.errors import SeamError
+from seam.models import build, capture_features, find_layers
+from seam.params import Model, SearchSettings
+from seam.quant.apply import fit_inputs, input_quantizers, input_samples, quantize
+from seam.quant.kernels import use_kernels
+from seam.quant.modules import weight_quantizer
+from seam.runtime import Meter
+from seam.search import jacobian
+from seam.search.problem import Problem
+
+CPU = torch.device("cpu")
+BITS = (2, 4, 6)
+
+
+class Images:
+    """Images without labels, as a method that asks for none needs them."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def batches(self, count, **_):
+        yield self.x[:count], torch.arange(min(count, len(self.x))) % 4
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    use_kernels("eager")
+    torch.set_num_threads(1)
+
+
+def images(count=8, seed=0):
+    return torch.randn(count, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(model):
+    """timm starts some residual branches with a scale of nearly 0: nothing in them would matter."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("weight", "gamma", "gain")) and parameter.abs().max() < 1e-3:
+            torch.nn.init.constant_(parameter, 0.5)
+    return model
+
+
+def problem(model, x, draws=2, seed=0):
+    layers = find_layers(model, SIZE)
+    settings = SearchSettings(bits=BITS, options={"images": len(x), "draws": draws})
+    budgets = [parse_budget("w4a4", layers, BITS)]
+    return Problem(copy.deepcopy(model), layers, Images(x), budgets, settings, seed, CPU, Meter(CPU))
+
+
+def input_steps_of_full_precision(net, x):
+    """`calibrate` would read inputs with quantized weights; here all weight quantizers are off."""
+    readers = input_quantizers(net)
+    fit_inputs(readers, input_samples(net, readers, [(part, None) for part in x.split(64)]))
+
+
+def features(model, x):
+    with torch.no_grad(), capture_features(model) as captured:
+        model(x)
+    return F.normalize(captured[-1], dim=1)
+
+
+def brute_force(model, given, share=1e-3):
+    """[2, L, B] mean_i ||J_ti D||^2 by central differences: a small part of each tensor's own quantization error."""
+    searched = [layer for layer in given.layers if not layer.fixed]
+    result = np.zeros((2, len(searched), len(BITS)))
+    model = copy.deepcopy(model).double()
+    every = given.images.x.double()
+    x = every[:8]  # the rest repeats them
+    for b, bits in enumerate(BITS):
+        net = quantize(copy.deepcopy(model), {layer.name: (bits, bits) for layer in searched}, searched).eval()
+        modules = dict(net.named_modules())
+        quantizers = [(weight_quantizer(modules[one.name]), modules[one.name].input_quantizer) for one in searched]
+        for quantizer in (q for pair in quantizers for q in pair):
+            quantizer.enabled = False
+        input_steps_of_full_precision(net, every)
+        for i, pair in enumerate(quantizers):
+            for kind, quantizer in enumerate(pair):
+                if kind and given.groups.index(given.groups[i]) != i:
+                    continue
+                moved = []
+                for sign in (1, -1):
+                    forward = type(quantizer).forward
+
+                    def partly(t, q=quantizer, sign=sign, forward=forward):
+                        q.enabled = True
+                        error = forward(q, t) - t
+                        return t + sign * share * error
+
+                    quantizer.forward = partly
+                    moved.append(features(net, x))
+                    del quantizer.forward
+                    quantizer.enabled = False
+                result[kind, i, b] = ((moved[0] - moved[1]) / (2 * share)).square().sum(1).mean()
+    return result
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnet18", "beit_base_patch16_224"])
+def test_equals_brute_force(name):
+    torch.manual_seed(0)
+    model = whole(create(name) if name in MODELS else build(Model(name=name), 10, 3))
+    given = problem(model, images().repeat(100, 1, 1, 1), draws=4)
+    table = jacobian.preferences(given)
+    weights, inputs = brute_force(model, given)
+    # Of E_w + E_a only differences along the bit-widths can be told apart; the first two bit-widths show them best.
+    for i in range(len(table)):
+        for found, true in ((-table[i, :, -1], weights[i]), (-table[i, -1, :], inputs[i])):
+            assert found[0] - found[1] == pytest.approx(true[0] - true[1], rel=0.3, abs=1e-7)
+    assert -table[:, 0, 0].sum() == pytest.approx(weights[:, 0].sum() + inputs[:, 0].sum(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_of_every_architecture_has_an_error(name):
+    given = problem(whole(create(name)), images(16), draws=4)
+    table = jacobian.preferences(given)
+    assert np.isfinite(table).all() and (table <= 0).all()
+    assert (np.diff(table, axis=1) >= 0).all() and (np.diff(table, axis=2) >= 0).all()  # more bits are never worse
+    for i, group in enumerate(given.groups):
+        shared = given.groups.index(group) != i  # the input's error is counted once, with the group's first layer
+        assert (np.ptp(table[i], axis=1).max() == 0) == shared
+        assert np.ptp(table[i], axis=0).max() > 0
+    assert given.meter.images == 16 * (1 + 4 + len(BITS))
+
+
+def test_the_same_seed_gives_the_same_table_and_labels_do_not_matter():
+    model = create("test_convnext")
+    first, again, other = (jacobian.preferences(problem(model, images(), seed=seed)) for seed in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_the_margin_s_directions_count_more():
+    model = create("test_convnext")
+    tables = {}
+    for kind in ("features", "centroids", "classifier"):
+        given = problem(model, images(), draws=8)
+        given.settings.options["directions"] = kind
+        tables[kind] = jacobian.preferences(given)
+    assert tables["centroids"][:, 0, 0].sum() < tables["features"][:, 0, 0].sum() > tables["classifier"][:, 0, 0].sum()
+    given.settings.options["directions"] = "centroid"
+    with pytest.raises(SeamError, match="did you mean centroids"):
+        jacobian.preferences(given)
+
+
+def test_a_frozen_network_has_gradients_too():
+    model = create("test_convnext")
+    table = jacobian.preferences(problem(model, images()))
+    assert np.array_equal(jacobian.preferences(problem(model.requires_grad_(False), images())), table)
