@@ -129,7 +129,7 @@ def curves(history: dict[str, list[float]], keys: Iterable[str] | None = None, m
 # The keys that are read without a default; a file without them comes from another version or another tool.
 NEEDED = {
     "metrics": ("top1", "fp_top1", "bitops_g", "size_mb", "budget_share", "images"),
-    "search_cost": ("seconds", "image_macs"),
+    "search_cost": ("seconds", "seconds_once", "image_macs"),
     "finetune_cost": ("seconds",),
     "proxy": ("dataset", "count"),
     "policy": ("layers", "budget", "totals"),

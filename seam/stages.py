@@ -110,8 +110,8 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     if images is not None:
         from seam.quant.kernels import use_kernels
 
-        with meter.part("compile"):
-            meter.kernels, _ = use_kernels(settings.kernels, (1, len(settings.bits)), device)
+        with meter.part("kernels"):
+            meter.kernels, meter.seconds_once = use_kernels(settings.kernels, (1, len(settings.bits)), device)
     resume = _resume_file(params, "search", job._asdict(), inputs)
     with live(params, job, "search") as log:
         problem = Problem(network, layers, images, budgets, settings, job.seed, device, meter, resume, live=log.log)
@@ -152,8 +152,8 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     settings = params.finetune
     device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
-    with meter.part("compile"):
-        meter.kernels, _ = use_kernels(settings.kernels, device=device)
+    with meter.part("kernels"):
+        meter.kernels, meter.seconds_once = use_kernels(settings.kernels, device=device)
     with meter.part("setup"):
         train = _target(params, "train", settings.images, settings.seed)
         network, _, _ = _quantized(params, job, weights, policy, train, device)
