@@ -171,11 +171,12 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
 
 
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
-    """Measure a policy on the target's test set, calibrated only and after finetuning: metrics.json."""
+    """Measure a policy on the target's test set, calibrated only and after finetuning: metrics.json, hits.json."""
     import_torch()
-    from seam.evaluate import evaluate as measure
+    from seam.evaluate import evaluate_each as measure
     from seam.policy import totals
     from seam.quant.kernels import use_kernels
+    from seam.results import pack
 
     inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
     provenance.check_inputs(params, inputs, job)
@@ -184,9 +185,9 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     train = _target(params, "train", params.finetune.images, params.finetune.seed)
     test = _target(params, "test")
     network, layers, bits = _quantized(params, job, weights, policy, train, device)
-    calibrated = measure(network, test, params.evaluate.batch_size, device)
+    calibrated, hits_before = measure(network, test, params.evaluate.batch_size, device)
     network.load_state_dict(io.load_tensors(finetuned))
-    tuned = measure(network, test, params.evaluate.batch_size, device)
+    tuned, hits = measure(network, test, params.evaluate.batch_size, device)
     full = io.read_json(weights.with_name("metrics.json"))
     keys = ("top1", "top5", "class_margin")
     metrics = {
@@ -198,7 +199,10 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
         "images": len(test),
     }
     io.write_json(out / "metrics.json", metrics)
-    provenance.record(params, "evaluate", job._asdict(), inputs, [out / "metrics.json"])
+    packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}
+    io.write_json(out / "hits.json", {"images": len(test), **packed})
+    outputs = [out / n for n in ("metrics.json", "hits.json")]
+    provenance.record(params, "evaluate", job._asdict(), inputs, outputs)
     print(
         f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
         f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "
