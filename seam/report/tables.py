@@ -260,7 +260,7 @@ def _five(claims: Mapping[str, Any], budget: str, scopes: Sequence[str]) -> Tabl
     from rich.text import Text
 
     headline, confidence = claims["headline"], claims["design"]["roles"]["confidence"]
-    title = f"{headline} at {budget}: top-1 in points, after finetuning unless calibrated only"
+    title = f"{headline} at {budget}: top-1 after finetuning, in points"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("")
     table.add_column("claim", overflow="fold")
