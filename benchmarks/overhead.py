@@ -23,6 +23,7 @@ from seam.graph import Node, nodes
 from seam.params import load_params
 
 LOOPS = ("train", "sensitivity", "evaluate")
+COMPILING = "compiling kernels, once on a machine"
 
 
 def module(name: str) -> list[str]:
@@ -58,13 +59,13 @@ def job_times(jobs: list[Node]) -> list[tuple[Node, float, float]]:
 
 def spent(times: list[tuple[Node, float, float]]) -> Counter:
     """Seconds of all jobs by what they went to; those outside the loops start with a space."""
-    costs = {
-        job.place: json.loads((job.place / "cost.json").read_text())["parts"]
-        for job, *_ in times
-        if (job.place / "cost.json") in job.outputs
-    }
+    costs = {}
+    for job, *_ in times:
+        if (job.place / "cost.json") in job.outputs:
+            cost = json.loads((job.place / "cost.json").read_text())
+            costs[job.place] = {**cost["parts"], COMPILING: cost["seconds_once"]}
     tuned = [costs[job.place] for job, *_ in times if job.stage == "finetune"]
-    startup = statistics.median(sum(s for part, s in cost.items() if part not in LOOPS) for cost in tuned)
+    startup = statistics.median(sum(s for part, s in cost.items() if part not in (*LOOPS, COMPILING)) for cost in tuned)
     result: Counter = Counter()
     for job, start, end in times:
         if job.stage == "evaluate":

@@ -56,7 +56,8 @@ def nodes(params: Params) -> list[Node]:
         names = ["model.safetensors", "history.csv", "cost.json"]
         result.append(_node("finetune", job, [weights, policy], tuned.parent, names))
         inputs = [weights, weights.with_name("metrics.json"), policy, tuned]
-        result.append(_node("evaluate", job, inputs, root / "evaluate" / j.folder, ["metrics.json"]))
+        names = ["metrics.json", "hits.json"]
+        result.append(_node("evaluate", job, inputs, root / "evaluate" / j.folder, names))
     claims = root / "claims.json"
     result.append(Node("claims", {}, job_files(params, CLAIMS), (claims,), root / "claims.provenance.json"))
     everything = (claims, *job_files(params, JOB_FILES))

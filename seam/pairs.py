@@ -1,10 +1,15 @@
 """Pairs of results to compare, and what is said about their two sides: means, spending, costs, settings."""
 
+from __future__ import annotations
+
 import math
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seam.results import JobResult, Results
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ALL = "all models"  # the scope that pools the models of the grid; no alias can hold a space
 Pair = tuple[JobResult, JobResult]
@@ -33,23 +38,40 @@ def mean_gap(group: list[Pair], key: str = "top1") -> float:
     return fmean(a.metrics[key] - b.metrics[key] for a, b in group)
 
 
-def sides(search: str, against: str, flat: list[Pair]) -> dict[str, Any]:
-    """Means of both sides: accuracy and what each policy really spends (a reference may spend more or less)."""
-    both = {}
-    for key in ("top1", "calibrated_top1", "class_margin", "bitops_g", "budget_share"):
-        if all(key in result.metrics for pair in flat for result in pair):
-            both[key] = {
-                name: round(fmean(p[i].metrics[key] for p in flat), 6) for i, name in enumerate((search, against))
-            }
-    variance = fmean(sum(r.top1 * (100 - r.top1) / r.metrics["images"] for r in pair) for pair in flat)
-    models = len({pair[0].job.model for pair in flat})
-    both["test_standard_error"] = round(math.sqrt(variance / models), 3)
+def by_image(flat: list[Pair], key: str = "top1") -> np.ndarray:
+    """[N], -1 to 1: right on the first side - right on the second for each test image, as a mean over the pairs."""
+    return sum(a.right(key).astype(float) - b.right(key) for a, b in flat) / len(flat)
+
+
+def policies(flat: list[Pair], side: int) -> int:
+    """How many different policies a side has: the most of any model. A search without randomness has one."""
+    found: dict[str, list[dict]] = {}
+    for pair in flat:
+        known, bits = found.setdefault(pair[side].job.model, []), pair[side].bits
+        if bits not in known:
+            known.append(bits)
+    return max(map(len, found.values()))
+
+
+def sides(search: str, against: str, flat: list[Pair], key: str = "top1") -> dict[str, Any]:
+    """Means of both sides: accuracy and what each policy really spends (a reference may spend more or less).
+
+    test_standard_error: of the difference in `key`, in points, by the choice of the test images.
+    """
+    both: dict[str, Any] = {}
+    names = list(enumerate((search, against)))
+    for name in ("top1", "calibrated_top1", "class_margin", "bitops_g", "budget_share"):
+        if all(name in result.metrics for pair in flat for result in pair):
+            both[name] = {side: round(fmean(p[i].metrics[name] for p in flat), 6) for i, side in names}
+    both["policies"] = {side: policies(flat, i) for i, side in names}
+    differences = by_image(flat, key)
+    both["test_standard_error"] = round(100 * float(differences.std()) / math.sqrt(len(differences)), 3)
     return both
 
 
-def context_of(groups: Groups, search: str, against: str, flat: list) -> dict[str, Any]:
+def context_of(groups: Groups, search: str, against: str) -> dict[str, Any]:
     """What else differs between the two sides, so that a difference is not credited to the wrong cause."""
-    params, context = groups.params, sides(search, against, flat) if flat else {}
+    params, context = groups.params, {}
     methods = [params.method(search), params.method(against)]
     first, second = (params.settings(name).model_dump(mode="json") for name in (search, against))
     differing = {key: [first[key], second[key]] for key in first if first[key] != second[key]}

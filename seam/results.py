@@ -1,13 +1,18 @@
 """The grid's results, loaded once and typed: what claims, report and log read. Imports nothing heavy."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seam.errors import SeamError
 from seam.io import read_csv, read_json
 from seam.params import Job, Params
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Files of one job under the results folder, and the stage that makes each.
 JOB_FILES = {
@@ -18,8 +23,10 @@ JOB_FILES = {
     "finetune_cost": ("finetune", "finetune/{model}/{search}/{budget}/{seed}/cost.json"),
     "finetune_history": ("finetune", "finetune/{model}/{search}/{budget}/{seed}/history.csv"),
     "metrics": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/metrics.json"),
+    "hits": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/hits.json"),
 }
-CLAIMS = ("metrics", "search_cost", "proxy")  # what the claims read of a job; the report and MLflow read everything
+# What the claims read of a job; the report and MLflow read everything.
+CLAIMS = ("metrics", "hits", "policy", "search_cost", "proxy")
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class JobResult:
     proxy: dict[str, Any]  # proxy.json; {"dataset": None, "count": 0} for methods that see no data
     policy: dict[str, Any] = field(default_factory=dict)  # policy.json
     finetune_cost: dict[str, Any] = field(default_factory=dict)
+    hits: dict[str, Any] = field(default_factory=dict)  # evaluate's hits.json
     files: dict[str, Path] = field(default_factory=dict)  # key of JOB_FILES -> path
 
     @property
@@ -56,6 +64,18 @@ class JobResult:
             return "none"
         height, width = self.proxy["image_size"]
         return f"{self.proxy['dataset']} {height}x{width} ({self.proxy['count']})"
+
+    @property
+    def bits(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (weight bits, input bits) of the policy: what two seeds may have in common."""
+        return {name: (layer["w"], layer["a"]) for name, layer in self.policy["layers"].items()}
+
+    def right(self, key: str) -> np.ndarray:
+        """`top1` or `calibrated_top1` image by image: whether the model is right about it ([N], 0 or 1)."""
+        try:
+            return unpack(self.hits[key], self.hits["images"])
+        except ValueError as error:
+            raise SeamError(f"{self.files['hits']}: {key} is broken ({error}); run `seam evaluate` again") from None
 
     def history(self, stage: str) -> dict[str, list[float]]:
         """Columns of the stage's history.csv (`search` or `finetune`); empty when the stage took no steps."""
@@ -119,6 +139,23 @@ def columns(path: Path) -> dict[str, list[float]]:
         raise SeamError(f"{path}: not a table of numbers ({error}); delete it and run its stage again") from None
 
 
+def pack(hits: np.ndarray) -> str:
+    """[N] booleans as hexadecimal text, four a digit, for hits.json."""
+    import numpy as np
+
+    return np.packbits(hits).tobytes().hex()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """What `pack` wrote, as 0 and 1; ValueError where the text does not hold `count` booleans."""
+    import numpy as np
+
+    packed = np.frombuffer(bytes.fromhex(text), np.uint8)
+    if len(packed) != -(-count // 8):
+        raise ValueError(f"holds {8 * len(packed)} bits for {count} images")
+    return np.unpackbits(packed, count=count)
+
+
 def curves(history: dict[str, list[float]], keys: Iterable[str] | None = None, most: int = 1000) -> dict[str, list]:
     """History columns thinned to at most `most` evenly spaced rows; the first and last rows always stay."""
     count = len(next(iter(history.values()), []))
@@ -128,8 +165,9 @@ def curves(history: dict[str, list[float]], keys: Iterable[str] | None = None, m
 
 # The keys that are read without a default; a file without them comes from another version or another tool.
 NEEDED = {
-    "metrics": ("top1", "fp_top1", "bitops_g", "size_mb", "budget_share", "images"),
-    "search_cost": ("seconds", "image_macs"),
+    "metrics": ("top1", "fp_top1", "bitops_g", "size_mb", "budget_share", "images", "calibrated_top1"),
+    "hits": ("images", "top1", "calibrated_top1"),
+    "search_cost": ("seconds", "seconds_once", "image_macs"),
     "finetune_cost": ("seconds",),
     "proxy": ("dataset", "count"),
     "policy": ("layers", "budget", "totals"),

@@ -113,8 +113,8 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     if images is not None and needs_kernels(method):
         from seam.quant.kernels import use_kernels
 
-        with meter.part("compile"):
-            meter.kernels, _ = use_kernels(settings.kernels, (1, len(settings.bits)), device)
+        with meter.part("kernels"):
+            meter.kernels, meter.seconds_once = use_kernels(settings.kernels, (1, len(settings.bits)), device)
     resume = _resume_file(params, "search", job._asdict(), inputs)
     with live(params, job, "search") as log:
         problem = Problem(network, layers, images, budgets, settings, job.seed, device, meter, resume, live=log.log)
@@ -155,8 +155,8 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     settings = params.finetune
     device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
-    with meter.part("compile"):
-        meter.kernels, _ = use_kernels(settings.kernels, device=device)
+    with meter.part("kernels"):
+        meter.kernels, meter.seconds_once = use_kernels(settings.kernels, device=device)
     with meter.part("setup"):
         network, train, _, _ = _quantized(params, job, weights, policy, device)
     resume = _resume_file(params, "finetune", job._asdict(), [weights, policy])
@@ -173,11 +173,12 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
 
 
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
-    """Measure a policy on the target's test set, calibrated only and after finetuning: metrics.json."""
+    """Measure a policy on the target's test set, calibrated only and after finetuning: metrics.json, hits.json."""
     import_torch()
-    from seam.evaluate import evaluate as measure
+    from seam.evaluate import evaluate_each as measure
     from seam.policy import totals
     from seam.quant.kernels import use_kernels
+    from seam.results import pack
 
     inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
     provenance.check_inputs(params, inputs, job)
@@ -185,9 +186,9 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     use_kernels(params.finetune.kernels, device=device)
     network, _, layers, bits = _quantized(params, job, weights, policy, device)
     test = _target(params, job.model, network, "test", params.target.test_images)
-    calibrated = measure(network, test, params.evaluate.batch_size, device)
+    calibrated, hits_before = measure(network, test, params.evaluate.batch_size, device)
     network.load_state_dict(io.load_tensors(finetuned))
-    tuned = measure(network, test, params.evaluate.batch_size, device)
+    tuned, hits = measure(network, test, params.evaluate.batch_size, device)
     full = io.read_json(weights.with_name("metrics.json"))
     keys = ("top1", "top5", "class_margin")
     metrics = {
@@ -199,7 +200,10 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
         "images": len(test),
     }
     io.write_json(out / "metrics.json", metrics)
-    provenance.record(params, "evaluate", job._asdict(), inputs, [out / "metrics.json"])
+    packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}
+    io.write_json(out / "hits.json", {"images": len(test), **packed})
+    outputs = [out / n for n in ("metrics.json", "hits.json")]
+    provenance.record(params, "evaluate", job._asdict(), inputs, outputs)
     print(
         f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
         f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "

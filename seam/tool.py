@@ -208,7 +208,7 @@ def search(
     network = network.to(place, memory_format=torch.channels_last)
     meter.macs_per_image = sum(layer.macs for layer in find_layers(network, shown))
     if not all(free) and needs_kernels(found):
-        meter.kernels, _ = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
+        meter.kernels, meter.seconds_once = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
     middle = sorted(wanted, key=lambda limits: limits[0].limit)[len(wanted) // 2]
     problem = Problem(network, layers, images, middle, chosen, seed, place, meter)
     preferences = None if all(free) else found.preferences(problem)

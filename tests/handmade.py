@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from seam.io import write_csv, write_json, write_text
 from seam.params import Params, parse_params
+from seam.results import pack
 
 SEARCHES = {
     "near": {"method": "seam", "proxy": {"dataset": "digits", "split": "all"}},
@@ -48,9 +51,20 @@ def make_params(
 
 
 def write_results(
-    params: Params, top1, seconds=lambda job: 10.0, device=lambda job: "cpu", share=lambda job: 1.0
+    params: Params,
+    top1,
+    seconds=lambda job: 10.0,
+    device=lambda job: "cpu",
+    share=lambda job: 1.0,
+    calibrated=None,
+    bits=lambda job: 3 + job.seed if job.search != "uniform" else 3,
 ) -> None:
-    """Write the files of every job. The functions give a job's value: top-1 (percent), search seconds, ..."""
+    """Write the files of every job. The functions give a job's value: top-1 (percent), search seconds, ...
+
+    calibrated: top-1 before finetuning; 20 points below top-1 by default. bits: of one layer of the policy; by default
+    those that each seed finds, the same for `uniform`.
+    """
+    calibrated = calibrated or (lambda job: top1(job) - 20)
     root = Path(params.results)
     manifest = {
         "dataset": "fashion_mnist",
@@ -81,7 +95,7 @@ def write_results(
             "top1": top1(job),
             "top5": 99.0,
             "class_margin": 1.0,
-            "calibrated_top1": top1(job) - 20,
+            "calibrated_top1": calibrated(job),
             "fp_top1": 92.0,
             "bitops_g": 2.0 * share(job),
             "bitops_g_fixed": 0.5,
@@ -90,7 +104,9 @@ def write_results(
             "images": 10000,
         }
         write_json(root / f"evaluate/{job.folder}/metrics.json", metrics)
-        layers = {"conv1": (8, True), "body.0": (3, False), "body.1": (2, False), "fc": (8, True)}
+        hits = {"top1": packed(top1(job)), "calibrated_top1": packed(calibrated(job))}
+        write_json(root / f"evaluate/{job.folder}/hits.json", {"images": 10000, **hits})
+        layers = {"conv1": (8, True), "body.0": (bits(job), False), "body.1": (2, False), "fc": (8, True)}
         policy = {
             "schema": "seam-policy/1",
             "model": {"alias": job.model, "name": "test_resnet"},
@@ -114,6 +130,7 @@ def write_results(
         steps = STEPS.get(job.search, 0)
         cost = {
             "seconds": seconds(job),
+            "seconds_once": 60.0 if job == next(params.jobs()) else 0.0,
             "images": count,
             "steps": steps,
             "epochs": 1,
@@ -146,3 +163,8 @@ def write_results(
             {"step": i, "epoch": 0, "loss": 1.0 / (i + 1), "top1": 50.0 + i, "lr": 0.1, "seconds": i} for i in range(5)
         ]
         write_csv(root / f"finetune/{job.folder}/history.csv", tuned)
+
+
+def packed(top1: float) -> str:
+    """hits.json's text for an accuracy in percent over 10,000 images: right about the first of them."""
+    return pack(np.arange(10000) < round(100 * top1))

@@ -1,5 +1,8 @@
 """Claims: the arithmetic on small results with known answers, and the whole stage on a real run."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 from handmade import make_params, write_results
@@ -7,9 +10,10 @@ from scipy import stats
 
 from seam import claims
 from seam.errors import SeamError
-from seam.io import read_json
-from seam.results import load
-from seam.stats import FAILS, HOLDS, OPEN, above, estimate, every
+from seam.io import read_json, write_json
+from seam.report.tables import factor, print_claims
+from seam.results import load, pack, unpack
+from seam.stats import FAILS, HOLDS, OPEN, above, estimate, every, over_images
 
 
 def assess(params, top1, **rest):
@@ -32,6 +36,63 @@ def test_gap_is_the_paired_t_interval(tmp_path):
     assert claim["estimate"]["interval"] == pytest.approx([test.low, test.high], rel=1e-5)
     assert (claim["estimate"]["n"], claim["estimate"]["unit"]) == (3, "seed")
     assert claim["top1"] == pytest.approx({"near": np.mean(near), "direct": np.mean(direct)})
+
+
+def test_calibrated_gap_is_over_seeds_where_they_give_policies(tmp_path):
+    near, direct = [70.1, 69.8, 70.3], [70.0, 71.1, 70.2]
+    _, found = assess(
+        make_params(tmp_path / "r", seeds=(0, 1, 2)),
+        table(),
+        calibrated=table(near=near, direct=direct, uniform=[9.0] * 3),
+    )
+    claim = found["not_worse_calibrated/near/direct/a/w3a3"]
+    test = stats.ttest_rel(near, direct).confidence_interval(0.95)
+    assert claim["estimate"]["interval"] == pytest.approx([test.low, test.high], rel=1e-5)
+    assert claim["policies"] == {"near": 3, "direct": 3}
+    assert claim["calibrated_top1"]["near"] == pytest.approx(np.mean(near))
+    assert "calibrated-only" in claim["statement"]
+    one = found["better_than_calibrated/near/uniform/a/w3a3"]  # one policy on one side only
+    assert (one["estimate"]["unit"], one["policies"]) == ("seed", {"near": 3, "uniform": 1})
+
+
+def test_calibrated_gap_of_two_single_policies_is_over_test_images(tmp_path):
+    params = make_params(tmp_path / "r", seeds=(0, 1, 2), models=("a", "b"))
+    before = {("a", "near"): 70.0, ("a", "uniform"): 69.0, ("b", "near"): 60.0, ("b", "uniform"): 60.0}
+    result, found = assess(
+        params,
+        table(near=[90.0, 90.2, 90.1]),
+        calibrated=lambda job: before.get((job.model, job.search), 50.0),
+        bits=lambda job: 3,
+    )
+    claim = found["better_than_calibrated/near/uniform/a/w3a3"]
+    assert (claim["estimate"]["n"], claim["estimate"]["unit"], claim["estimate"]["value"]) == (10000, "test image", 1.0)
+    # Agresti and Min: 100 images are right on one side only, none on the other, and half an image more in each cell.
+    b, c, n = 100.5, 0.5, 10002
+    half = 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    assert claim["estimate"]["interval"] == pytest.approx([100 * ((b - c) / n - half), 100 * ((b - c) / n + half)])
+    assert claim["verdict"] == HOLDS
+    equal = found["better_than_calibrated/near/uniform/b/w3a3"]
+    assert (equal["verdict"], equal["estimate"]["value"]) == (OPEN, 0.0)
+    assert equal["estimate"]["interval"][0] < 0 < equal["estimate"]["interval"][1]
+    pooled = found["better_than_calibrated/near/uniform/all models/w3a3"]["estimate"]
+    assert (pooled["value"], pooled["n"]) == (0.5, 10000)  # the images are the same for both models
+    # Finetuning has a seed of its own.
+    assert found["better_than/near/uniform/a/w3a3"]["estimate"]["unit"] == "seed"
+
+
+def test_standard_error_of_the_test_images_is_paired(tmp_path):
+    _, found = assess(make_params(tmp_path / "r"), table(near=[90.5], direct=[90.0]))
+    # 50 images of 10,000 are right on one side only.
+    assert found["not_worse/near/direct/a/w3a3"]["test_standard_error"] == 0.071
+
+
+def test_interval_over_images_covers():
+    """95 of 100 intervals hold the true difference: sets of 300 images of which few are right on one side only."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(2000):
+        low, high = over_images(rng.choice([1, 0, -1], 300, p=[0.04, 0.94, 0.02]), 0.95)["interval"]
+        inside += low <= 2.0 <= high
+    assert 0.94 <= inside / 2000 <= 0.97
 
 
 @pytest.mark.parametrize(
@@ -137,6 +198,26 @@ def test_seeds_are_the_unit_against_random_when_there_are_several(tmp_path):
     assert claim["estimate"]["values"] == pytest.approx({"0": 1.8, "1": 2.1})
 
 
+def test_one_random_search_with_several_seeds_is_several_random_policies(tmp_path):
+    params = make_params(tmp_path / "r", seeds=(0, 1, 2), references=["uniform", "random-0"])
+    near, random = [90.0, 90.5, 90.2], [88.0, 88.2, 88.9]
+    _, found = assess(params, table(near=near, random_0=random), bits=lambda job: 3 + job.seed * (job.search != "near"))
+    claim = found["beats_random/near/random-0/a/w3a3"]
+    test = stats.ttest_rel(near, random).confidence_interval(0.95)
+    assert claim["estimate"]["interval"] == pytest.approx([test.low, test.high], rel=1e-5)
+    assert (claim["estimate"]["unit"], claim["estimate"]["n"]) == ("seed", 3)
+    assert claim["policies"] == {"near": 1, "random-0": 3}
+    assert found["beats_random_calibrated/near/random-0/a/w3a3"]["estimate"]["unit"] == "seed"
+    assert not [key for key in found if key.startswith("better_than") and "random" in key]
+
+
+def test_one_random_policy_decides_nothing(tmp_path):
+    _, found = assess(make_params(tmp_path / "r", references=["random-0"]), table(near=[95.0]))
+    for kind in ("beats_random_once", "beats_random_once_calibrated"):
+        claim = found[f"{kind}/near/random-0/a/w3a3"]
+        assert (claim["verdict"], claim["estimate"]["no_interval"]) == (OPEN, "a single random policy")
+
+
 def test_unequal_spending_is_shown(tmp_path):
     share = {"near": 0.98, "uniform": 1.13}
     _, found = assess(make_params(tmp_path / "r"), table(), share=lambda job: share.get(job.search, 1.0))
@@ -205,6 +286,70 @@ def test_run_writes_prints_and_is_deterministic(tmp_path, capsys):
     assert read_json(tmp_path / "r/claims.provenance.json")["outputs"].keys() == {"claims.json"}
     claims.run(params, out)
     assert out.read_bytes() == first
+
+
+def test_five_claims_about_the_headline_come_first(tmp_path):
+    params = make_params(tmp_path / "r", models=("a", "b"), seeds=(0, 1), proxies=["plain", "near"])
+    result, _ = assess(params, table())
+    assert result["headline"] == "plain"
+    asked = [(c["model"], c["question"], c["claim"], c["search"]) for c in result["claims"] if "question" in c]
+    assert asked[0] == ("all models", 1, "share", "plain")
+    kinds = [
+        (2, "not_worse", "plain"),
+        (2, "not_worse_calibrated", "plain"),
+        (3, "speedup_seconds", "plain"),
+        (3, "speedup_image_macs", "plain"),
+        (4, "margin_helps", "near"),  # the headline has no margin term to leave out
+        (4, "margin_helps_calibrated", "near"),
+        (5, "better_than", "plain"),
+        (5, "better_than_calibrated", "plain"),
+        (5, "beats_random", "plain"),
+        (5, "beats_random_calibrated", "plain"),
+    ]
+    for scope, start in (("all models", 1), ("a", 11), ("b", 21)):
+        assert asked[start : start + 10] == [(scope, *kind) for kind in kinds]
+    assert len(asked) == 31
+    assert all("question" in claim for claim in result["claims"][:31])
+    assert sum(result["verdicts"].values()) == len(result["claims"])
+
+
+def test_printed_table_is_the_five_claims_in_eighty_columns(tmp_path, capsys):
+    params = make_params(tmp_path / "r", models=("a", "b"), seeds=(0, 1, 2), proxies=["near", "plain"])
+    top1 = {"near": [90.1, 89.9, 90.0], "direct": [90.0] * 3, "uniform": [50.0] * 3}
+    write_results(params, lambda job: top1.get(job.search, [80.0, 80.1, 80.2])[job.seed])
+    result = claims.assess(load(params))
+    for name in ("direct", "uniform"):  # long names, too
+        result = json.loads(json.dumps(result).replace(f'"{name}"', f'"{name}-with-some-words-more"'))
+    print_claims(result)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    for claim in result["claims"]:
+        if "question" in claim and claim["claim"] != "share":
+            value, bounds = claim["estimate"]["value"], claim["estimate"]["interval"]
+            ratio = claim["claim"].startswith("speedup")
+            assert (factor(value) if ratio else f"{value:+.2f} [{bounds[0]:+.2f}, {bounds[1]:+.2f}]") in printed
+    assert "3.00% of 60,000" in printed
+    assert printed.count("calibrated only") == 3 * 4  # for each scope: direct, margin, uniform, random
+    assert "(also about plain)" in printed.replace("\n", " ")
+
+
+def test_broken_hits_are_named(tmp_path):
+    params = make_params(tmp_path / "r")
+    write_results(params, table())
+    path = tmp_path / "r/evaluate/a/near/w3a3/0/hits.json"
+    for text in ("xyz", "ff"):
+        write_json(path, {"images": 10000, "top1": text, "calibrated_top1": text})
+        with pytest.raises(SeamError, match=r"a/near/w3a3/0/hits.json: \w+ is broken .*seam evaluate"):
+            claims.assess(load(params))
+    path.unlink()
+    with pytest.raises(SeamError, match=r"hits.json \(made by `seam evaluate`\)"):
+        load(params)
+
+
+@pytest.mark.parametrize("count", [1, 8, 359])
+def test_hits_survive_packing(count):
+    hits = np.random.default_rng(0).random(count) < 0.5
+    assert (unpack(pack(hits), count) == hits).all()
 
 
 def test_missing_result_names_file_and_stage(tmp_path):

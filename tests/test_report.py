@@ -47,6 +47,7 @@ def test_table_has_a_row_a_job_with_its_numbers(tmp_path):
     assert float(near["delta_fp"]) == pytest.approx(89.9 - 92.0)
     assert float(near["calibrated_top1"]) == pytest.approx(69.9)
     assert float(near["speedup"]) == pytest.approx(25.0)
+    assert [float(r["search_seconds_once"]) for r in rows] == [60.0] + [0.0] * (len(rows) - 1)
     assert float(near["speedup_image_macs"]) == pytest.approx(
         60000 * MACS["direct"] / (IMAGES["near"] * MACS["near"]), rel=1e-5
     )
@@ -69,6 +70,7 @@ def test_markdown_shows_numbers_conventions_and_verdicts(tmp_path):
     assert "a: full precision 92.00 % top-1" in text
     assert tables.CONVENTION in text
     assert "25.0x (334x)" in text
+    assert "not in it, nor in the speed-ups: 60.0 s here" in text
     said = (folder / "claims.md").read_text()
     assert "not decided" in said
     assert "our measurement" in said

@@ -11,6 +11,7 @@ from engines import environment
 from seam import io, stages
 from seam.errors import SeamError
 from seam.params import Job, parse_params
+from seam.results import unpack
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,6 +146,9 @@ def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_pat
     metrics = io.read_json(tmp_path / "evaluate/metrics.json")
     assert abs(metrics["calibrated_top1"] - metrics["fp_top1"]) < 1.0
     assert metrics["images"] == 359
+    hits = io.read_json(tmp_path / "evaluate/hits.json")
+    for key in ("top1", "calibrated_top1"):
+        assert 100 * unpack(hits[key], 359).mean() == pytest.approx(metrics[key], abs=1e-4)
 
 
 def test_locks_concern_the_search_and_what_follows_it(quick, tmp_path, monkeypatch):

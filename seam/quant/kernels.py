@@ -58,6 +58,7 @@ def backward(
 PASSES: dict[str, Callable] = {f.__name__: f for f in (forward, backward)}
 _ready: dict[tuple[str, int], Callable] = {}  # (pass, number of bit-widths) -> compiled kernel
 _device = "cpu"
+_compiling = 0.0  # seconds, since `use_kernels` was called
 
 
 def run(name: str, width: int, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -80,13 +81,14 @@ def use_kernels(
 
     widths: the numbers of bit-widths that will be mixed (1: a plain quantizer); kernels for others are not made.
 
-    Returns the kind in force, 'compiled' or 'eager', and the seconds spent loading or compiling.
+    Returns the kind in force, 'compiled' or 'eager', and the seconds until kernels that this machine had not were
+    compiled, by this process or by another that it waited for. Loading is not among them: every process does it.
     """
-    global _device
+    global _device, _compiling
     _ready.clear()
+    _compiling = 0.0
     if mode == "eager":
         return "eager", 0.0
-    start = time.perf_counter()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime" on each CPU machine
     _device = torch.device(device).type
     try:
@@ -99,8 +101,8 @@ def use_kernels(
             raise
         reason = str(error).strip().splitlines()[0]
         log.warning("no kernels can be compiled here (%s): a search step is several times slower", reason)
-        return "eager", time.perf_counter() - start
-    return "compiled", time.perf_counter() - start
+        return "eager", 0.0  # not done once: the next process tries again
+    return "compiled", _compiling
 
 
 def _example(name: str, width: int) -> tuple[Tensor, ...]:
@@ -131,15 +133,18 @@ def _processor() -> str:
 
 def _packaged(name: str, width: int) -> Callable:
     """The kernel from the cache; compiled into it first if it is not there."""
+    global _compiling
     import filelock
     from torch._inductor import aoti_load_package
 
     path = cache_folder() / f"{name}_{width}.pt2"
     if not path.exists():
+        start = time.perf_counter()
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(path.with_suffix(".lock")):  # jobs that start together compile each kernel once
             if not path.exists():
                 _compile(name, width, path)
+        _compiling += time.perf_counter() - start
     # The package's own call parses its signature each time, which takes longer than a small kernel.
     boxed = aoti_load_package(str(path)).loader.boxed_run
     return lambda *args: outputs if len(outputs := boxed(list(args))) > 1 else outputs[0]
@@ -168,11 +173,16 @@ def _compile(name: str, width: int, path: Path) -> None:
 
 
 def _jitted(name: str, width: int, device: str | torch.device) -> Callable:
-    """The pass by `torch.compile`, run once so that its compilation is done and counted here."""
+    """The pass by `torch.compile`, run once so that its compilation, or loading from Inductor's cache, is done here."""
+    global _compiling
     import torch.fx.experimental._config
+    from torch._dynamo.utils import counters
 
     # Sizes that happen to be equal must not be taken for one: each coincidence would compile the kernels again.
     torch.fx.experimental._config.use_duck_shape = False
     kernel = torch.compile(PASSES[name], dynamic=True, fullgraph=True)
+    start, missed = time.perf_counter(), counters["inductor"]["fxgraph_cache_miss"]
     kernel(*(x.to(device) for x in _example(name, width)))
+    if counters["inductor"]["fxgraph_cache_miss"] > missed:
+        _compiling += time.perf_counter() - start
     return kernel

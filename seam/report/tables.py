@@ -1,11 +1,16 @@
 """Tables: results as CSV and Markdown, claims as Markdown and on the terminal."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seam.pairs import ALL
 from seam.results import JobResult, Results
 from seam.stats import FAILS, HOLDS, OPEN
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 CONVENTION = (
     "GBitOPs = sum of MACs x weight bits x activation bits / 1e9 over the searchable layers at the target's input "
@@ -47,6 +52,7 @@ def _row(result: JobResult, baseline: JobResult | None) -> Row:
         "mean_w": _number(totals.get("mean_w")),
         "mean_a": _number(totals.get("mean_a")),
         "search_seconds": _number(cost["seconds"]),
+        "search_seconds_once": _number(cost["seconds_once"]),
         "search_image_macs": cost["image_macs"],
         "speedup": _number(baseline.search_cost["seconds"] / cost["seconds"]) if compare else "",
         "speedup_image_macs": _number(baseline.search_cost["image_macs"] / cost["image_macs"]) if compare else "",
@@ -62,20 +68,32 @@ def _number(value: float | None) -> float | str:
 
 def results_markdown(results: Results, table: Sequence[Row], title: str = "") -> str:
     """results.md: the full-precision accuracy, then one row a job, then the conventions."""
-    head = ["Model", "Search", "Budget", "Seed", "Method", "Proxy", "Images seen", "Top-1 %", "Δ FP"]
-    head += ["Calibrated top-1 %", "Class margin", "GBitOPs ¹", "Of budget", "Size MB"]
-    head += ["Search s", "Image-MACs ²", "Speed-up ³ s (image-MACs)"]
+    head = [
+        "Model",
+        "Search",
+        "Budget",
+        "Seed",
+        "Method",
+        "Proxy",
+        "Images seen",
+        "Calibrated top-1 %",
+        "Top-1 %",
+        "Δ FP",
+    ]
+    head += ["Class margin", "GBitOPs ¹", "Of budget", "Size MB"]
+    head += ["Search s ²", "Image-MACs ³", "Speed-up ⁴ s (image-MACs)"]
     body = []
     for row in table:
         speed = f"{factor(row['speedup'])} ({factor(row['speedup_image_macs'])})" if row["speedup"] else "–"
         body.append(
             [row["model"], row["search"], row["budget"], row["seed"], row["method"], row["proxy"],
              f"{row['images_seen']:,}" if row["images_seen"] else "–",
-             fixed(row["top1"], 2), fixed(row["delta_fp"], 2, sign=True), fixed(row["calibrated_top1"], 2),
+             fixed(row["calibrated_top1"], 2), fixed(row["top1"], 2), fixed(row["delta_fp"], 2, sign=True),
              fixed(row["class_margin"], 3), fixed(row["bitops_g"], 4), fixed(row["budget_share"], 3),
              fixed(row["size_mb"], 3), seconds(row["search_seconds"]),
              f"{row['search_image_macs']:.2e}" if row["search_image_macs"] else "–", speed]
         )  # fmt: skip
+    compiling = sum(row["search_seconds_once"] for row in table)
     precise = {result.job.model: result.metrics["fp_top1"] for result in results}
     lines = [
         f"# {title or 'Results'}",
@@ -86,9 +104,12 @@ def results_markdown(results: Results, table: Sequence[Row], title: str = "") ->
         "",
         f"¹ {CONVENTION}",
         "",
-        "² Images seen by the search x MACs of one forward pass at the size they were seen at.",
+        "² From the start of the process to the policy, loading of kernels included. Compiling them is done once on a "
+        f"machine and is not in it, nor in the speed-ups: {seconds(compiling)} s here.",
         "",
-        "³ Cost of the baseline search (claims.baseline) / cost of this search, at the same model, budget and seed.",
+        "³ Images seen by the search x MACs of one forward pass at the size they were seen at.",
+        "",
+        "⁴ Cost of the baseline search (claims.baseline) / cost of this search, at the same model, budget and seed.",
         "– where a search sees no images or the grid holds no baseline.",
         "",
         "Top-1 is after finetuning, calibrated top-1 before it; both on the target's test images.",
@@ -97,37 +118,53 @@ def results_markdown(results: Results, table: Sequence[Row], title: str = "") ->
 
 
 def claims_markdown(claims: Mapping[str, Any]) -> str:
-    """claims.md: one table a scope, then how the numbers are made and what this grid cannot say."""
+    """claims.md: the five claims about the headline, then all others by scope, how the numbers are made, and what this
+    grid cannot say."""
     design = claims["design"]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in claims["verdicts"].items())
     lines = ["# Claims", "", f"{len(claims['claims'])} claims: {counts}.", ""]
-    for model, budget in _scopes(claims):
-        chosen = [c for c in claims["claims"] if (c["model"], c["budget"]) == (model, budget)]
-        lines += [f"## {_scope_title(model, budget, design)}", ""]
-        head = ["Claim", "Verdict", "Measured", "Top-1 %", "Of budget", "Why"]
-        body = [
-            [
-                c["statement"],
-                f"**{c['verdict']}**",
-                measured(c),
-                sides(c, "top1", 2),
-                sides(c, "budget_share", 3),
-                _why(c),
-            ]
-            for c in chosen
-        ]
-        lines += [*markdown(head, body, left=6), ""]
+    first = [c for c in claims["claims"] if "question" in c]
+    if first:
+        lines += [f"## {claims['headline']}: the five claims", ""]
+        lines += _claims_tables(first, design)
+    rest = [c for c in claims["claims"] if "question" not in c]
+    if rest:
+        lines += ["## All other claims", ""]
+        lines += _claims_tables(rest, design)
     if claims["missing"]:
         lines += ["## What this grid cannot say", "", *(f"- {line}" for line in claims["missing"]), ""]
     lines += ["## How", ""]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in design.items() if isinstance(value, str)]
     margin = design["roles"]["margin_points"]
     lines += [f"- non-inferiority margin: {margin:g} points of top-1; 'of budget' above 1 is over the budget"]
+    lines += ["- calibrated, finetuned: top-1 before and after finetuning, search / other side, in percent"]
     return "\n".join(lines) + "\n"
 
 
-def measured(claim: Mapping[str, Any], brief: bool = False) -> str:
-    """The estimate of a claim in words: value, interval, n and (unless brief) what n counts."""
+def _claims_tables(chosen: Sequence[Mapping[str, Any]], design: Mapping[str, Any]) -> list[str]:
+    """A table a scope, a row a claim."""
+    head = ["Claim", "Verdict", "Measured", "Calibrated %", "Finetuned %", "Of budget", "Why"]
+    lines = []
+    for scope in dict.fromkeys((claim["model"], claim["budget"]) for claim in chosen):
+        body = [
+            [
+                c["statement"],
+                f"**{c['verdict']}**",
+                measured(c),
+                sides(c, "calibrated_top1", 2),
+                sides(c, "top1", 2),
+                sides(c, "budget_share", 3),
+                _why(c),
+            ]
+            for c in chosen
+            if (c["model"], c["budget"]) == scope
+        ]
+        lines += [f"### {_scope_title(*scope, design)}", "", *markdown(head, body, left=len(head)), ""]
+    return lines
+
+
+def measured(claim: Mapping[str, Any]) -> str:
+    """The estimate of a claim in words: value, interval, n and what n counts."""
     if claim["claim"] == "paper":
         share, gap = claim["measured"]["share"], claim["measured"]["top1_difference"]
         time, macs = claim["measured"]["speedup_seconds"], claim["measured"]["speedup_image_macs"]
@@ -135,18 +172,26 @@ def measured(claim: Mapping[str, Any], brief: bool = False) -> str:
         if time is not None:
             parts.append(f"{factor(time)} in seconds, {factor(macs)} in image-MACs")
         return "; ".join(parts)
-    estimate, n = claim["estimate"], claim["estimate"]["n"]
     if claim["claim"] == "share":
-        return f"{claim['images']:,} of {claim['target_images']:,} images = {estimate['value']:.2%}"
-    ratio = claim["claim"].startswith("speedup")
-    show = factor if ratio else lambda value: f"{value:+.2f}"
+        return f"{claim['images']:,} of {claim['target_images']:,} images = {claim['estimate']['value']:.2%}"
+    return f"{interval(claim)} ({replicates(claim)})"
+
+
+def interval(claim: Mapping[str, Any]) -> str:
+    """Value and interval of a claim: points with a sign, or a factor."""
+    estimate = claim["estimate"]
+    show = factor if claim["claim"].startswith("speedup") else lambda value: f"{value:+.2f}"
     text = show(estimate["value"])
     if estimate["interval"]:
         text += f" [{show(estimate['interval'][0])}, {show(estimate['interval'][1])}]"
-    if brief:
-        return f"{text}, n={n}"
-    units = {"random policy": "random policies"}.get(estimate["unit"], f"{estimate['unit']}s")
-    return f"{text} ({n} {estimate['unit'] if n == 1 else units})"
+    return text
+
+
+def replicates(claim: Mapping[str, Any]) -> str:
+    """n of a claim's estimate and what it counts, e.g. `3 seeds`."""
+    n, unit = claim["estimate"]["n"], claim["estimate"]["unit"]
+    units = {"random policy": "random policies"}.get(unit, f"{unit}s")
+    return f"{n:,} {unit if n == 1 else units}"
 
 
 def sides(claim: Mapping[str, Any], key: str, digits: int) -> str:
@@ -157,7 +202,7 @@ def sides(claim: Mapping[str, Any], key: str, digits: int) -> str:
 
 def _why(claim: Mapping[str, Any]) -> str:
     notes = [claim["reason"]]
-    if "methods" in claim and claim["claim"] != "better_than":
+    if "methods" in claim and not claim["claim"].startswith("better_than"):
         notes.append(f"different methods: {' / '.join(claim['methods'])}")
     if claim["claim"] != "share" and (differ := claim.get("settings_that_differ")):
         notes.append("differing settings: " + ", ".join(f"{key} {a} / {b}" for key, (a, b) in differ.items()))
@@ -167,70 +212,83 @@ def _why(claim: Mapping[str, Any]) -> str:
 
 
 SHORT = {
+    "share": "images <= {bound:.0%} of the target's",
     "not_worse": "top-1 - {against} > {bound:g}",
-    "margin_helps": "top-1 - {against} > 0: the margin term",
+    "margin_helps": "margin{of}: top-1 - {against} > 0",
     "better_than": "top-1 - {against} > 0",
-    "beats_random": "top-1 - {against} > 0",
-    "beats_random_once": "top-1 - {against} > 0, this run",
+    "beats_random": "top-1 - mean of random > 0",
+    "beats_random_once": "top-1 - mean of random > 0",
     "speedup_seconds": "seconds: {against} / this > 1",
-    "speedup_image_macs": "images x MACs: {against} / this > 1",
-    "paper": "the paper's 4 %, same accuracy, 300x",
+    "speedup_image_macs": "images x MACs: the same",
 }
 COLOURS = {HOLDS: "green", FAILS: "red", OPEN: "yellow"}
+WIDTH = 80  # of the printed table, at most
 
 
 def print_claims(claims: Mapping[str, Any]) -> None:
-    """Print the claims: a section a search, a row a claim, a column a model; then what the grid cannot say."""
+    """Print the five claims about the headline, a row each: verdict, estimate with its interval, n; then the rest in
+    numbers. Pooled over the models first, then each model of at most three."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
-    if not console.is_terminal:  # an engine copies the output to its log: the error stream still knows the terminal
-        screen = Console(stderr=True)
-        console = Console(highlight=False, width=screen.width if screen.is_terminal else 180)
-    models = claims["design"]["models"]
-    shown = models if len(models) == 1 else [*models, ALL] if len(models) <= 3 else [ALL]
-    for budget in claims["design"]["budgets"]:
-        table = Table(title=f"Claims at {budget}, as measured here (top-1 in percentage points)", title_justify="left")
-        table.add_column("claim")
-        for model in shown:
-            table.add_column(model)
-        chosen = [claim for claim in claims["claims"] if claim["budget"] in (budget, None)]
-        for search in dict.fromkeys(claim["search"] for claim in chosen):
-            table.add_section()
-            share = next((c for c in chosen if (c["claim"], c["search"]) == ("share", search)), None)
-            data = f" on {share['proxy']}, {share['estimate']['value']:.2%} of the target" if share else ""
-            table.add_row(f"[bold]{search}[/bold]{data}")
-            rows: dict[tuple, dict[str, Any]] = {}
-            for claim in chosen:
-                if claim["search"] == search and claim["claim"] in SHORT:
-                    rows.setdefault((claim["claim"], claim["against"]), {})[claim["model"]] = claim
-            for (kind, against), cells in rows.items():
-                bound = next(iter(cells.values())).get("bound", 0)
-                label = "  " + SHORT[kind].format(against=against, bound=bound)
-                table.add_row(label, *(_cell(cells.get(model)) for model in shown))
-        console.print(table)
+    if not console.is_terminal or console.width > WIDTH:  # an engine copies the output to its log
+        console = Console(highlight=False, width=WIDTH)
+    design, headline = claims["design"], claims["headline"]
+    models = design["models"]
+    scopes = [*([ALL] if len(models) > 1 else []), *(models if len(models) <= 3 else [])]
+    for budget in design["budgets"] if headline else ():
+        console.print(_five(claims, budget, scopes))
+        spent: dict[str, float] = {}
+        for claim in claims["claims"]:
+            if "question" in claim and (claim["model"], claim["budget"]) == (scopes[0], budget):
+                spent |= claim.get("budget_share", {})
+        if spent and max(spent.values()) - min(spent.values()) > 0.01:
+            shares = ", ".join(f"{name} {share:.2f}" for name, share in spent.items())
+            console.print(f"Of the budget: {shares}.", markup=False)
+    others = [search for search in design["roles"]["proxies"] if search != headline]
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in claims["verdicts"].items())
+    also = f" (also about {', '.join(others)})" if others else ""
+    console.print(f"All {len(claims['claims'])} claims{also}: {counts}; see report/claims.md.", markup=False)
     for line in claims["missing"]:
         console.print(f"- {line}", style="yellow", markup=False)
-    console.print(", ".join(f"{count} {verdict}" for verdict, count in claims["verdicts"].items()))
 
 
-def _cell(claim: Mapping[str, Any] | None) -> str:
-    if claim is None:
-        return "–"
-    if claim["claim"] == "paper":
-        failed = [name for name, verdict in claim["parts"].items() if verdict == claim["verdict"] != HOLDS]
-        text = ": " + ", ".join(failed) if failed else ""
-    else:
-        text = ": " + measured(claim, brief=True).replace("[", "\\[")  # no markup
-    spent = list(claim.get("budget_share", {}).values())
-    if spent and max(spent) - min(spent) > 0.01:
-        text += f"\n[dim]of the budget {sides(claim, 'budget_share', 2)}[/dim]"
-    return f"[{COLOURS[claim['verdict']]}]{claim['verdict']}[/]{text}"
+def _five(claims: Mapping[str, Any], budget: str, scopes: Sequence[str]) -> Table:
+    """The headline's claims at one budget."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
 
-
-def _scopes(claims: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    return list(dict.fromkeys((claim["model"], claim["budget"]) for claim in claims["claims"]))
+    headline, confidence = claims["headline"], claims["design"]["roles"]["confidence"]
+    title = f"{headline} at {budget}: top-1 after finetuning, in points"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("")
+    table.add_column("claim", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column(f"estimate [{confidence:.0%} interval]", no_wrap=True)
+    table.add_column("n")
+    chosen = [c for c in claims["claims"] if "question" in c]
+    rows: list[tuple[str, list]] = [("", [c for c in chosen if c["budget"] is None])]
+    rows += [(scope, [c for c in chosen if (c["model"], c["budget"]) == (scope, budget)]) for scope in scopes]
+    for scope, found in rows:
+        if found and scope and len(scopes) > 1:
+            table.add_row("", Text(scope, style="bold"))
+        asked = None
+        for claim in found:
+            number, kind = claim["question"], claim["claim"]
+            of = f" of {claim['search']}" if claim["search"] != headline else ""
+            label = "  calibrated only"
+            if not kind.endswith("_calibrated"):
+                label = SHORT[kind].format(against=claim["against"], bound=claim["bound"], of=of)
+            text, count = interval(claim), replicates(claim).replace(",000 ", "k ")
+            for word in ("timed ", "counted ", "test ", "random "):
+                count = count.replace(word, "")
+            if kind == "share":
+                text, count = f"{claim['estimate']['value']:.2%} of {claim['target_images']:,}", ""
+            verdict = Text(claim["verdict"], style=COLOURS[claim["verdict"]])
+            table.add_row(str(number) if number != asked else "", Text(label), verdict, Text(text), count)
+            asked = number
+    return table
 
 
 def _scope_title(model: str, budget: str | None, design: Mapping[str, Any]) -> str:

@@ -91,9 +91,11 @@ def test_both_engines_give_the_same_results(smoke_results, dvc_results):
     for node in nodes(params):
         for path in node.outputs:
             if (
-                path.name in ("policy.json", "metrics.json", "proxy.json", "manifest.json", "layers.json")
+                path.name in ("policy.json", "metrics.json", "hits.json", "proxy.json", "manifest.json", "layers.json")
                 or path.suffix == ".safetensors"
             ):
                 assert (first / path).read_bytes() == (second / path).read_bytes(), path
                 compared += 1
-    assert compared == 1 + 3 + 3 * 4  # target; weights, layers, metrics; proxy, policy, finetuned weights, metrics
+    assert (
+        compared == 1 + 3 + 3 * 5
+    )  # target; weights, layers, metrics; proxy, policy, finetuned weights, metrics, hits

@@ -6,6 +6,7 @@ rule evaluate:
         finetuned=f"{ROOT}/finetune/{{model}}/{{search}}/{{budget}}/{{seed}}/model.safetensors",
     output:
         metrics=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/metrics.json",
+        hits=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/hits.json",
         provenance=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/provenance.json",
     log:
         f"{ROOT}/logs/evaluate/{{model}}-{{search}}-{{budget}}-{{seed}}.log",
