@@ -247,11 +247,14 @@ def test_the_four_commands(folder, model, tmp_path):
     done = run("evaluate", *policy, "--weights", "tuned.safetensors", *data, "-o", "metrics.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "metrics.json")["top1"] >= 0
-    done = run("export", *policy, "--weights", "tuned.safetensors", *data, "-o", "model.onnx", cwd=tmp_path)
+    shown = ("--images", 40)
+    done = run("export", *policy, "--weights", "tuned.safetensors", *data, *shown, "-o", "model.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "equal to PyTorch on 40 images" in done.stdout
     assert (tmp_path / "model.onnx").stat().st_size > 0
     report = read_json(tmp_path / "model.parity.json")
     assert report["file"] == "model.onnx"
+    assert report["images"] == 40 and 0 <= report["top1_pytorch"] <= 100  # of 60, whose classes are the model's
     session = InferenceSession(tmp_path / "model.onnx")
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert about == report["metadata"]
