@@ -10,7 +10,7 @@ so.
 
 import copy
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ from seam.quant.modules import Quantizer, weight_quantizer
 __all__ = ["check_parity", "export", "export_verified", "parity"]
 
 OPSETS = range(21, 26)  # 21: first with 4-bit types; 25: first with 2-bit types, and the exporter's last
+# Operators that onnxruntime fuses with, or moves behind, the quantization that follows them.
+_TRANSPARENT = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 _DOMAIN = "seam"  # of the markers that stand for quantizers between torch's exporter and our rewriting
 
 
@@ -246,6 +248,10 @@ class _Rewriter:
     ):
         self.traced, self.weights, self.inputs, self.opset, self.least = traced, weights, inputs, opset, least
         self.initializers = {tensor.name: tensor for tensor in traced.graph.initializer}
+        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in traced.graph.node:
+            for name in node.input:
+                self.readers[name].append(node)
         self.nodes: list[NodeProto] = []
         self.tensors: dict[str, TensorProto] = {}
         self.quantized: dict[tuple, str] = {}  # layers that share a quantizer quantize their tensor once
@@ -276,7 +282,7 @@ class _Rewriter:
                     if layer in self.inputs and layer not in called:  # a parent applied the weight itself
                         node.input[0] = self._input(layer, node.input[0])
                     node.input[position] = self._weight(layer, transposed)
-                bias = self._take_bias(node) if weights else None
+                bias = self._take_bias(node, layer) if weights else None
                 self._add(node)
                 if bias is not None:
                     self._node("Add", [node.output[0], bias], original.output[0])
@@ -309,22 +315,35 @@ class _Rewriter:
             self._node("DequantizeLinear", [stored, step], output, axis=int(transposed))
         return output
 
-    def _take_bias(self, node: NodeProto) -> str | None:
+    def _take_bias(self, node: NodeProto, layer: str) -> str | None:
         """The bias of a Conv or Gemm as an Add behind it needs it, [1, C, 1, 1] or [C]; the node loses it.
 
         Left in the node, onnxruntime (its pass WeightBiasQuantization) rounds it to multiples of the input's step times
-        the weight's, and takes kernels that do not exist for 2-bit weights.
+        the weight's. It also fuses layers without a bias into integer operators, which have no kernels for 2-bit
+        weights: those get a bias of zeros.
         """
-        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+        shape = (1, -1, 1, 1) if node.op_type == "Conv" else (-1,)
+        if len(node.input) < 3:
+            weight = self.weights[layer]
+            if integer_type(weight.grid.bits, True, self.opset) != TensorProto.INT2 or not self._is_requantized(node):
+                return None
+            bias = self._tensor(f"{layer}.no_bias", np.zeros(len(weight.integers)).reshape(shape))
+        elif node.op_type == "Gemm":
+            bias = node.input.pop()
+        elif node.op_type == "Conv" and node.input[2] in self.initializers:
+            name = node.input.pop()
+            bias = self._tensor(f"{name}_of_channels", numpy_helper.to_array(self.initializers[name]).reshape(shape))
+        else:
             return None
-        if node.op_type == "Conv" and node.input[2] not in self.initializers:
-            return None
-        bias = node.input.pop()
         node.output[0] += "_without_bias"
-        if node.op_type == "Gemm":
-            return bias
-        values = numpy_helper.to_array(self.initializers[bias])
-        return self._tensor(f"{bias}_of_channels", values.reshape(1, -1, 1, 1))
+        return bias
+
+    def _is_requantized(self, node: NodeProto) -> bool:
+        """Whether what a node computes is quantized with nothing but `_TRANSPARENT` between: where onnxruntime fuses."""
+        readers = self.readers[node.output[0]]
+        while len(readers) == 1 and readers[0].op_type in _TRANSPARENT:
+            readers = self.readers[readers[0].output[0]]
+        return any(reader.domain == _DOMAIN for reader in readers)
 
     def _input(self, layer: str, x: str) -> str:
         grid = self.inputs[layer]
