@@ -7,12 +7,15 @@ with random weights, turned into the search network, calibrated, and makes one s
 cross-entropy, margin and budget, backward, with a check that all gradients of bit-width logits and steps are finite.
 Then one exact assignment for w3a3, and the quantized model of that policy makes one training step too, with a check
 that each layer is given quantized numbers, and that leaving activations to quantizers (`seam.quant.clamps`) changes no
-gradient by a bit. Each model runs in a process of its own, limited in time and memory.
-Modules that the CSV has already are skipped, so an interrupted run goes on; --only runs the named ones again.
+gradient by a bit.
+Built anew, the model gets random biases and BatchNorm statistics, each layer random bits from 2 to 8, and it is
+exported and compared with PyTorch layer by layer, on four random images (`seam.parity`).
+Each part runs in a process of its own, limited in time and memory. What the CSV has already is skipped, so an
+interrupted run goes on; --only runs the named modules again.
 
 Columns: timm's module, model, image size, searchable and fixed layers, tied layers (in groups of at least two), share
 of the model's weights in layers (the rest stays in full precision: positions, recurrent cells, 1-D convolutions),
-activations left to quantizers, and the result: "works" or the reason why not.
+activations left to quantizers, the search's result: "works" or the reason why not, the export's: "equal" or why not.
 """
 
 import argparse
@@ -20,13 +23,16 @@ import csv
 import hashlib
 import json
 import os
+import random
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-COLUMNS = ("module", "model", "size", "layers", "tied", "weights_percent", "clamps", "result")
+COLUMNS = ("module", "model", "size", "layers", "tied", "weights_percent", "clamps", "result", "export")
+PARTS = {"result": "works", "export": "equal"}  # column -> what it says if all is well
 SIZES = (32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512, 768, 1024)
 
 
@@ -186,18 +192,49 @@ def attempt(name: str) -> dict:
     return {**about, "clamps": len(left), "result": "works"}
 
 
-def one(module: str, gigabytes: float) -> None:
-    """Run in a process of its own: print the row of a module as JSON."""
+def attempt_export(name: str) -> dict:
+    """One file, compared with PyTorch."""
+    import torch
+
+    from seam.export import export, parity
+    from seam.quant.apply import calibrate, quantize
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, layers, size = build(name)
+    for key, value in model.named_parameters():  # zero in a fresh network, not in a trained one
+        if key.endswith("bias"):
+            torch.nn.init.normal_(value, std=0.1)
+    for key, value in model.named_buffers():
+        if key.endswith("running_mean"):
+            value.normal_(std=0.1)
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    draw, inputs = random.Random(0), {}
+    bits = {
+        layer.name: (draw.randint(2, 8), inputs.setdefault(layer.group or layer.name, draw.randint(2, 8)))
+        for layer in layers
+    }
+    x = torch.randn(4, *size)
+    quantize(model, bits, layers)
+    calibrate(model, [(x, None)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export(model.eval(), size, path)
+        return {"export": parity(model, path, [(x, None)], torch.device("cpu"))["verdict"]}
+
+
+def one(module: str, part: str, model: str, gigabytes: float) -> None:
+    """Run in a process of its own: print the columns of a module that a part fills, as JSON. model: "" to choose it."""
     limit = int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    row = dict.fromkeys(COLUMNS, "") | {"module": module}
-    row["model"] = smallest(candidates()[module])[0]
-    print(json.dumps(row | {"result": "took too long or too much memory"}), flush=True)
+    row = {"module": module, "model": model or smallest(candidates()[module])[0]}
+    print(json.dumps(row | {part: "took too long or too much memory"}), flush=True)
     try:
-        row |= attempt(row["model"])
+        row |= attempt(row["model"]) if part == "result" else attempt_export(row["model"])
     except Exception as error:  # the row says what went wrong
         text = " ".join(str(error).split()) or type(error).__name__
-        row["result"] = text if len(text) < 200 else text[:197] + "..."
+        row[part] = text if len(text) < 200 else text[:197] + "..."
     print(json.dumps(row), flush=True)
 
 
@@ -219,30 +256,30 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_name("coverage.csv"))
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--gigabytes", type=float, default=14)
-    parser.add_argument("--one", metavar="MODULE", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("MODULE", "PART", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        one(options.one, options.gigabytes)
+        one(*options.one, options.gigabytes)
         return
-    rows = read(options.csv)
-    modules = options.only or [module for module in candidates() if module not in rows]
+    found = read(options.csv)
+    rows = {module: dict.fromkeys(COLUMNS, "") | found.get(module, {"module": module}) for module in candidates()}
+    chosen = options.only or rows
+    runs = [(module, part) for module in chosen for part in PARTS if options.only or not rows[module][part]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for module in track(modules, "coverage"):
-        command = [sys.executable, __file__, "--one", module, "--gigabytes", str(options.gigabytes)]
-        row = dict.fromkeys(COLUMNS, "") | {"module": module}
+    for module, part in track(runs, "coverage"):
+        known = "" if module in (options.only or ()) and part == "result" else rows[module]["model"]
+        command = [sys.executable, __file__, "--one", module, part, known, "--gigabytes", str(options.gigabytes)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=options.seconds)
             lines = done.stdout.splitlines()
-            row["result"] = "" if lines else (done.stderr.strip().splitlines() or ["ended without a word"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["ended without a word"])[-1]
         except subprocess.TimeoutExpired as late:
-            lines = (late.stdout or b"").decode().splitlines()
-            row["result"] = "took too long"
-        if lines:
-            row = json.loads(lines[-1])
-        rows[module] = row
-        write_csv(options.csv, [rows[name] for name in sorted(rows)], COLUMNS)
-    works = sum(row["result"] == "works" for row in rows.values())
-    print(f"{works} of {len(rows)} modules work ({100 * works / max(len(rows), 1):.1f} %)")
+            lines, reason = (late.stdout or b"").decode().splitlines(), "took too long"
+        rows[module] |= json.loads(lines[-1]) if lines else {part: reason}
+        write_csv(options.csv, list(rows.values()), COLUMNS)
+    for part, good in PARTS.items():
+        count = sum(row[part] == good for row in rows.values())
+        print(f"{part}: {good} for {count} of {len(rows)} modules ({100 * count / len(rows):.1f} %)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The command line without a pipeline: a timm model, a folder of images, a limit. Thin: `seam.tool` does the work."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -187,12 +186,14 @@ def export(
     threads: Threads = ALL,
     data_root: DataRoot = DATA_ROOT,
 ) -> None:
-    """Write the quantized model as ONNX, run it in onnxruntime on images, and compare: NAME.parity.json beside it."""
+    """Write the quantized model as ONNX, run it in onnxruntime on images, and compare: NAME.parity.json beside it.
+
+    A file that computes something else is named NAME.unverified.onnx.
+    """
     _limit(threads)
     from seam import io
     from seam import tool as api
-    from seam.export import check_parity, parity
-    from seam.export import export as write
+    from seam.export import export_verified
 
     quantized, about = _quantized(policy, model, weights, data, data_root, device)
     shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root)
@@ -203,13 +204,15 @@ def export(
         "policy_sha256": io.sha256(policy),
         "seam": io.software()["seam"],
     }
-    summary = write(quantized, api.input_size(quantized), out, opset, metadata)
-    batches = shown.subset(range(0, len(shown), -(-len(shown) // images))).batches(16)
-    report = parity(quantized, out, batches, next(quantized.parameters()).device)
-    where = out.with_name(f"{out.stem}.parity.json")
-    io.write_json(where, {**report, "file": out.name, "sha256": io.sha256(out), **summary, "metadata": metadata})
-    typer.echo(f"export: {about['name']}, " + json.dumps(summary) + f", parity in {where}")
-    check_parity(report)
+    count = min(images, len(shown))
+    chosen = shown.subset([i * len(shown) // count for i in range(count)])
+    batches = ((x, y if metadata["classes"] else None) for x, y in chosen.batches(16))
+    report = export_verified(quantized, api.input_size(quantized), out, batches, opset, metadata)
+    top1 = ", ".join(f"{key} {report[key]:g}" for key in ("top1_onnxruntime", "top1_pytorch") if key in report)
+    typer.echo(
+        f"export: {about['name']}, {out}: {report['file_mb']:.3f} MB, opset {report['opset']}, equal to PyTorch on "
+        f"{count} images{top1 and ', ' + top1}"
+    )
 
 
 def layers(

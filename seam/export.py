@@ -4,13 +4,14 @@ Weights become packed integer initializers with one step an output channel; what
 QuantizeLinear, Clip where its range is narrower than the type, and DequantizeLinear. BatchNormalization stays as it is:
 folding it into a convolution would move the quantized weights off their grid.
 
-`parity` compares a file with PyTorch (`seam/parity.py`).
+`parity` compares a file with PyTorch (`seam/parity.py`); `export_verified` does both, and names a file that is refused
+so.
 """
 
 import copy
 import json
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +22,16 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from seam.errors import SeamError
-from seam.io import write_atomic
+from seam.io import sha256, write_atomic, write_json
 from seam.parity import check_parity, parity, quantized_input, session
 from seam.quant.apply import input_quantizers
 from seam.quant.modules import Quantizer, weight_quantizer
 
-__all__ = ["check_parity", "export", "parity"]
+__all__ = ["check_parity", "export", "export_verified", "parity"]
 
 OPSETS = range(21, 26)  # 21: first with 4-bit types; 25: first with 2-bit types, and the exporter's last
+# Operators that onnxruntime fuses with, or moves behind, the quantization that follows them.
+_TRANSPARENT = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 _DOMAIN = "seam"  # of the markers that stand for quantizers between torch's exporter and our rewriting
 
 
@@ -110,6 +113,45 @@ def export(
         "initializers": dict(sorted(Counter(stored.values()).items())),
         "activations": dict(sorted(Counter(quantized).items())),
     }
+
+
+def export_verified(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    path: str | Path,
+    batches: Iterable[tuple[Tensor, Any]],
+    opset: int | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict:
+    """`export`, then `parity` on images, where the model is. A file named `path` is one that computes the same.
+
+    Beside NAME.onnx, NAME.parity.json holds the report, with the name and sha256 of the file that it is about. Until
+    the two are found equal the file is called NAME.unverified.onnx, and one that is refused keeps this name. NAME.onnx
+    and its report of an earlier run are removed as soon as there is a new file.
+
+    Args: as those of `export` and `parity`.
+
+    Returns: the report: keys of `parity` and of `export`, "file", "sha256", "metadata".
+
+    Raises: SeamError as those do, and for a file that does not compute what the model computes.
+    """
+    path = Path(path)
+    unverified, where = path.with_name(f"{path.stem}.unverified.onnx"), path.with_name(f"{path.stem}.parity.json")
+    summary = export(model, input_size, unverified, opset, metadata)
+    for stale in (path, where):
+        stale.unlink(missing_ok=True)
+    report = parity(model, unverified, batches, next(model.parameters()).device)
+    equal = report["verdict"] == "equal"
+    file = path if equal else unverified
+    report |= {"file": file.name, "sha256": sha256(unverified), **summary, "metadata": dict(metadata or {})}
+    write_json(where, report)
+    if not equal:
+        try:
+            check_parity(report)
+        except SeamError as error:
+            raise SeamError(f"{error}; the file is kept as {unverified}, the report is {where}") from None
+    unverified.rename(path)
+    return report
 
 
 class _Marker(nn.Module):
@@ -205,6 +247,11 @@ class _Rewriter:
         least: int,
     ):
         self.traced, self.weights, self.inputs, self.opset, self.least = traced, weights, inputs, opset, least
+        self.initializers = {tensor.name: tensor for tensor in traced.graph.initializer}
+        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in traced.graph.node:
+            for name in node.input:
+                self.readers[name].append(node)
         self.nodes: list[NodeProto] = []
         self.tensors: dict[str, TensorProto] = {}
         self.quantized: dict[tuple, str] = {}  # layers that share a quantizer quantize their tensor once
@@ -229,13 +276,16 @@ class _Rewriter:
                 # The matrix of a linear layer: onnxruntime would transpose it at each run, and cannot in 2 bits.
                 marked[node.output[0]] = marked[node.input[0]][0], True
             else:
-                for position, name in enumerate(node.input):
-                    if name in marked:
-                        layer, transposed = marked[name]
-                        if layer in self.inputs and layer not in called:  # a parent applied the weight itself
-                            node.input[0] = self._input(layer, node.input[0])
-                        node.input[position] = self._weight(layer, transposed)
+                weights = [position for position, name in enumerate(node.input) if name in marked]
+                for position in weights:
+                    layer, transposed = marked[node.input[position]]
+                    if layer in self.inputs and layer not in called:  # a parent applied the weight itself
+                        node.input[0] = self._input(layer, node.input[0])
+                    node.input[position] = self._weight(layer, transposed)
+                bias = self._take_bias(node, layer) if weights else None
                 self._add(node)
+                if bias is not None:
+                    self._node("Add", [node.output[0], bias], original.output[0])
         used = {name for node in self.nodes for name in node.input}
         kept = [tensor for tensor in traced.initializer if tensor.name in used]
         graph = helper.make_graph(self.nodes, "seam", traced.input, traced.output, [*kept, *self.tensors.values()])
@@ -264,6 +314,36 @@ class _Rewriter:
             step = self._tensor(f"{layer}.weight_step", weight.grid.step)
             self._node("DequantizeLinear", [stored, step], output, axis=int(transposed))
         return output
+
+    def _take_bias(self, node: NodeProto, layer: str) -> str | None:
+        """The bias of a Conv or Gemm as an Add behind it needs it, [1, C, 1, 1] or [C]; the node loses it.
+
+        Left in the node, onnxruntime (its pass WeightBiasQuantization) rounds it to multiples of the input's step times
+        the weight's. It also fuses layers without a bias into integer operators, which have no kernels for 2-bit
+        weights: those get a bias of zeros.
+        """
+        shape = (1, -1, 1, 1) if node.op_type == "Conv" else (-1,)
+        if len(node.input) < 3:
+            weight = self.weights[layer]
+            if integer_type(weight.grid.bits, True, self.opset) != TensorProto.INT2 or not self._is_requantized(node):
+                return None
+            bias = self._tensor(f"{layer}.no_bias", np.zeros(len(weight.integers)).reshape(shape))
+        elif node.op_type == "Gemm":
+            bias = node.input.pop()
+        elif node.op_type == "Conv" and node.input[2] in self.initializers:
+            name = node.input.pop()
+            bias = self._tensor(f"{name}_of_channels", numpy_helper.to_array(self.initializers[name]).reshape(shape))
+        else:
+            return None
+        node.output[0] += "_without_bias"
+        return bias
+
+    def _is_requantized(self, node: NodeProto) -> bool:
+        """Whether what a node computes is quantized with nothing but `_TRANSPARENT` between: where onnxruntime fuses."""
+        readers = self.readers[node.output[0]]
+        while len(readers) == 1 and readers[0].op_type in _TRANSPARENT:
+            readers = self.readers[readers[0].output[0]]
+        return any(reader.domain == _DOMAIN for reader in readers)
 
     def _input(self, layer: str, x: str) -> str:
         grid = self.inputs[layer]

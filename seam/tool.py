@@ -58,14 +58,14 @@ def open_images(
 
     Args:
         data: a folder with train/ and val/ or test/ (test/ if it has both), each with one folder a class; or a folder
-            with one folder a class, then all of it whatever the split; or a dataset's name; None: scikit-learn's
-            digits, all of them.
+            with one folder a class, then all of it whatever the split, as of one with only val/ or test/; or a
+            dataset's name; None: scikit-learn's digits, all of them.
         split: "train" or "test".
         full_size: at the model's own input size, else at 64 pixels a side at most, which suffice for a search.
         image_size: of a side in pixels, in place of either.
         data_root: folder where datasets are kept that are given by name.
 
-    Raises SeamError for a folder without classes or images, unknown names, and broken files.
+    Raises SeamError for a folder without classes, an empty class folder, unknown names, and broken files.
     """
     from seam.data.loaders import load, prepare_as_trained
 
@@ -89,16 +89,20 @@ def _bounded(size: Sequence[int]) -> tuple[int, ...]:
 
 
 def _folder(base: Path, split: str, size: tuple[int, int], channels: int) -> Any:
-    """The images of a folder; without train/, val/ and test/ all that is there."""
+    """The images of a folder; without train/ those of test/ or val/; without these all that is there."""
     from seam.data.files import flat_folder, folder_reader
     from seam.data.loaders import FileSet
 
     parts = [name for name in ("train", "val", "test") if (base / name).is_dir()]
     if not parts:
         return flat_folder(base, size, channels)
-    reader = folder_reader(DATASETS["folder"], base, base)
     if split == "test" and {"val", "test"} <= {*parts}:
         print(f"{base}: has test/ and val/; taking test/", file=sys.stderr)
+    if "train" not in parts:
+        if split == "train":
+            print(f"{base}: has no train/; taking {parts[-1]}/", file=sys.stderr)
+        return flat_folder(base / parts[-1], size, channels)
+    reader = folder_reader(DATASETS["folder"], base, base)
     files, moments = reader.files(split), ([0.5] * channels, [0.25] * channels)
     return FileSet(files.paths, torch.from_numpy(files.labels), reader.classes, *moments, size)
 

@@ -167,6 +167,30 @@ def test_a_folder_with_val_and_test_says_which_is_taken(tmp_path, model, capsys)
     assert "has test/ and val/; taking test/" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_held_out_images_alone_serve_all_but_training(tmp_path, model, part, capsys):
+    save_digits(tmp_path / part, range(20))
+    for split in ("train", "test"):
+        images = seam.open_images(tmp_path, model, split)
+        assert len(images) == 20 and images.classes == [str(digit) for digit in range(10)]
+    assert f"has no train/; taking {part}/" in capsys.readouterr().err
+    policy = seam.search(model, method="uniform")
+    metrics = seam.evaluate(seam.calibrate(seam.quantize(model, policy), images), images)
+    assert 0 <= metrics["top1"] <= 100
+
+
+@pytest.mark.parametrize("empty", ["flat/eleven", "split/train/eleven", "split/val/3", "rest/val/eleven"])
+def test_an_empty_class_folder_is_refused(tmp_path, model, empty):
+    for base in ("flat", "split/train", "split/val", "rest/val"):
+        save_digits(tmp_path / base, range(10))
+    shutil.rmtree(tmp_path / empty, ignore_errors=True)
+    data = tmp_path / empty.split("/")[0]
+    assert len(seam.open_images(data, model)) == 10  # a class may be missing
+    (tmp_path / empty).mkdir()
+    with pytest.raises(SeamError, match=f"{tmp_path / empty}: no images; add some or delete the folder"):
+        seam.open_images(data, model)
+
+
 def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
     policies = [seam.search(model, budgets=["w2a2", "w5a5"], method="random")[i] for i in (0, 1)]
     tuned = seam.quantize(model, policies[0])
@@ -193,12 +217,11 @@ def test_a_curve_meets_the_other_limits_too(model):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [("nowhere", "neither a folder nor a dataset"), ("half", "train/ and val/"), ("rest", "train/ and val/")],
+    [("nowhere", "neither a folder nor a dataset"), ("half", "train/ and val/")],
 )
 def test_data_that_is_none(tmp_path, monkeypatch, model, data, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "half" / "train" / "cats").mkdir(parents=True)
-    save_digits(tmp_path / "rest" / "val", range(10))
     with pytest.raises(SeamError, match=message):
         seam.open_images(data, model)
 
@@ -225,11 +248,14 @@ def test_the_four_commands(folder, model, tmp_path):
     done = run("evaluate", *policy, "--weights", "tuned.safetensors", *data, "-o", "metrics.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "metrics.json")["top1"] >= 0
-    done = run("export", *policy, "--weights", "tuned.safetensors", *data, "-o", "model.onnx", cwd=tmp_path)
+    shown = ("--images", 40)
+    done = run("export", *policy, "--weights", "tuned.safetensors", *data, *shown, "-o", "model.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "equal to PyTorch on 40 images" in done.stdout
     assert (tmp_path / "model.onnx").stat().st_size > 0
     report = read_json(tmp_path / "model.parity.json")
     assert report["file"] == "model.onnx"
+    assert report["images"] == 40 and 0 <= report["top1_pytorch"] <= 100  # of 60, whose classes are the model's
     session = InferenceSession(tmp_path / "model.onnx")
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert about == report["metadata"]

@@ -103,9 +103,6 @@ def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
     if strangers:
         raise SeamError(f"{folders['test']}: classes that train/ has not: {', '.join(strangers[:10])}")
     splits = {split: _walk(folder, classes) for split, folder in folders.items()}
-    empty = np.flatnonzero(np.bincount(splits["train"].labels, minlength=len(classes)) == 0)
-    if len(empty):
-        raise SeamError(f"{folders['train'] / classes[empty[0]]}: no images; add some or delete the folder")
     if not splits["test"].paths:
         raise SeamError(f"{folders['test']}: no images in its class folders")
     return FilesReader(base, cache, splits, classes, info)
@@ -114,7 +111,7 @@ def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
 def flat_folder(base: Path, image_size: tuple[int, int], channels: int):
     """A `seam.data.sets.FileSet` of a folder that holds one folder a class; normalised to mean 0.5 and deviation 0.25.
 
-    Raises SeamError where there are no class folders or no images in them.
+    Raises SeamError where there are no class folders, or one without images.
     """
     import torch
 
@@ -135,10 +132,13 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _walk(folder: Path, classes: list[str]) -> Files:
+    """The images in the classes' folders; a class may have none, but not an empty one: is it a class or a mistake?"""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     present = {name: i for i, name in enumerate(classes) if (folder / name).is_dir()}
     samples = make_dataset(str(folder), present, extensions=IMG_EXTENSIONS, allow_empty=True) if present else []
+    if empty := set(present.values()) - {label for _, label in samples}:
+        raise SeamError(f"{folder / classes[min(empty)]}: no images; add some or delete the folder")
     return Files([path for path, _ in samples], np.array([label for _, label in samples], dtype=np.int64))
 
 
