@@ -80,6 +80,19 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context torch computes in one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def loader_workers(device: torch.device) -> int:
     """Processes that read image files: as many as threads beside a GPU; none on a CPU, which the network needs."""
     import torch
