@@ -70,6 +70,10 @@ class Budget:
         np.add.at(most, rows, self.table.max(1))
         return self.base + float(least.min(1).sum()), self.base + float(most.max(1).sum())
 
+    def limits_inputs(self) -> bool:
+        """Whether any layer's cost depends on its activation bits."""
+        return bool((self.table != self.table[:, :, :1]).any())
+
     def check(self) -> None:
         """Raise SeamError, with the reachable range, when no policy can meet the budget."""
         least, most = self.reach()

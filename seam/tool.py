@@ -194,6 +194,10 @@ def search(
         more = " (more can be allowed: bits, --bits)" if chosen.bits[-1] < 8 else ""
         specs = ", ".join(one.spec for one in limits)
         print(f"budget {specs}: limits nothing; all layers get {chosen.bits[-1]} bits{more}", file=sys.stderr)
+    limiting = next((limits for limits, limitless in zip(wanted, free, strict=True) if not limitless), [])
+    if limiting and not any(one.limits_inputs() for one in limiting):
+        specs, more = ", ".join(one.spec for one in limiting), "a second budget such as w4a4 would limit them"
+        print(f"budget {specs}: does not limit inputs; all get {chosen.bits[-1]} bits ({more})", file=sys.stderr)
     place = set_up(device, chosen.threads, seed)
     meter = Meter(place)
     seen = _sha256(images)

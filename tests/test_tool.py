@@ -129,6 +129,25 @@ def test_where_nothing_is_limited_all_layers_get_the_widest_bits(model, capsys):
     assert also["method"] == "random" and capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("method", ["random", "uniform"])
+def test_inputs_that_no_budget_limits_get_the_widest_bits(model, capsys, method):
+    """So do they with locked layers and with layers that share their input; a second budget that limits them is met."""
+    name = find_layers(model, seam.input_size(model))[2].name
+    policies = seam.search(model, budgets=["0.2 MB", "0.25 MB"], method=method, lock=[f"{name}=4/5"])
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "budget 0.2 MB: does not limit inputs; all get 6 bits (a second budget such as w4a4 would limit them)"
+    ]
+    for policy in policies:
+        assert policy["budget"]["share"] <= 1
+        assert {layer.a for layer in entries(policy) if not layer.fixed} == {6}
+        assert {layer.a for layer in entries(policy) if layer.locked} == {5}
+        assert {layer.w for layer in entries(policy) if not layer.fixed} != {6}
+    both = seam.search(model, budget=["0.2 MB", "w4a4"], method=method)
+    assert capsys.readouterr().err == "" and both["more_budgets"][0]["share"] <= 1
+    assert both["totals"]["mean_a"] < 6
+
+
 def test_a_transformer_takes_small_images(folder):
     model = timm.create_model("test_vit", num_classes=10).eval()
     images = seam.open_images(folder / "flat", model, image_size=SIZE)
