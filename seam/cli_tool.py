@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from seam.cores import available_cores
+
 Model = Annotated[str, typer.Option(help="timm model.")]
 ModelOfPolicy = Annotated[str, typer.Option(help="timm model; by default the policy's.")]
 Weights = Annotated[
@@ -14,18 +16,17 @@ Weights = Annotated[
     typer.Option(help="Weights: a .safetensors file or a checkpoint (.pth, .pt); by default timm's pretrained ones."),
 ]
 Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes; by default that of the weights.")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="Folder with train/ and val/, or with one folder a class; or a dataset; by default the digits."),
-]
+_DATA = "Folder with train/ and val/, or with one folder a class; or a dataset's name"
+Data = Annotated[str, typer.Option(help=f"{_DATA}.")]
+DataOrDigits = Annotated[str | None, typer.Option(help=f"{_DATA}; by default scikit-learn's digits.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Policy = Annotated[Path, typer.Option(help="Policy file.")]
 DataRoot = Annotated[Path, typer.Option(help="Folder of the datasets that --data gives by name.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 Lock = Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'blocks.0.*=8/8'.")]
 Exclude = Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores.")]
-ALL = 64
+Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores; by default all.")]
+ALL = available_cores()
 DATA_ROOT = Path("data")
 
 
@@ -49,10 +50,10 @@ def search(
     out: Out,
     weights: Weights = None,
     classes: Classes = None,
-    data: Data = None,
+    data: DataOrDigits = None,
     budget: Annotated[
         list[str],
-        typer.Option(help="w4a4 (the default), '1.2 GBitOPs', '0.8 MB', '3.5 bits', '12.5 ms'; several: all are met."),
+        typer.Option(help="w4a4 (the default), '1.2 GBitOPs', '0.8 MB', '3.5 bits', '4 ms'; several: all are met."),
     ] = [],  # noqa: B006
     budgets: Annotated[str, typer.Option(help="A curve, e.g. w2a2,w3a3: policy-w2a2.json, ...")] = "",
     bits: Annotated[str, typer.Option(help="Bit-widths to choose from, 2 to 8.")] = "2,3,4,5,6",
@@ -173,7 +174,7 @@ def evaluate(
 def export(
     policy: Policy,
     out: Out,
-    data: Data = None,
+    data: DataOrDigits = None,
     model: ModelOfPolicy = "",
     weights: Weights = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset; by default 25 if a layer has 2 bits, else 21.")] = None,

@@ -105,7 +105,7 @@ def bitops_table(layers: Sequence[Layer], bits: Sequence[int]) -> np.ndarray:
 def parse_budget(
     spec: str, layers: Sequence[Layer], bits: Sequence[int], latency: Latency | None = None, check: bool = True
 ) -> Budget:
-    """Turn `w3a3`, `1.2 GBitOPs`, `0.8 MB`, `3.5 bits` or `12.5 ms` into a limit on the searchable and locked layers.
+    """Turn `w3a3`, `1.2 GBitOPs`, `0.8 MB`, `3.5 bits` or `4 ms` into a limit on the searchable and locked layers.
 
     Args:
         latency: of `read_latency`; needed for a budget in ms.
@@ -137,7 +137,7 @@ def parse_budget(
     else:
         raise SeamError(
             f"budget '{spec}': write w3a3 (as uniform 3/3), 1.2 GBitOPs, 0.8 MB, 3.5 bits (mean weight bits) or "
-            "12.5 ms (with a latency table)"
+            "4 ms (with a latency table)"
         )
     groups = tuple(layer.group or layer.name for layer in searched)
     budget = Budget(text, kind, bits, table, limit, base, groups)

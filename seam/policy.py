@@ -137,7 +137,7 @@ def make_policy(
     versions: bool = False,
     **about: Any,
 ) -> dict[str, Any]:
-    """The content of policy.json. The same arguments and software give the same content.
+    """The content of policy.json. The same arguments, software and number of threads give the same content.
 
     Args:
         layers: all quantizable layers, MACs at the target's input size.
@@ -147,7 +147,7 @@ def make_policy(
         more_budgets: others that are met at the same time.
         proxy: content of proxy.json, of which what identifies the images is kept; None or count 0 for no data.
         cost: content of cost.json, of which the numbers that do not depend on the machine are kept.
-        versions: write the versions of seam, torch, timm and Python.
+        versions: write the versions of seam, torch, timm and Python, and how many threads computed, if `cost` says so.
         about: method, search, seed.
     """
     bits = policy_bits(layers, assigned)
@@ -160,6 +160,8 @@ def make_policy(
         policy["cost"] = {key: cost[key] for key in COST_KEYS if key in cost}
     if versions:
         policy["software"] = {key: software()[key] for key in SOFTWARE_KEYS}
+        if cost is not None and "threads" in cost:
+            policy["threads"] = cost["threads"]
     policy["layers"] = {
         layer.name: {
             "w": bits[layer.name][0],

@@ -51,7 +51,8 @@ def provenance(policy: Mapping[str, Any]) -> list[str]:
         lines["proxy"] = "no images"
     units = {"images": "images", "steps": "steps", "image_macs": "images x MACs"}
     lines["cost"] = ", ".join(f"{_short(value)} {units[key]}" for key, value in policy.get("cost", {}).items())
-    lines["software"] = ", ".join(f"{key} {value}" for key, value in policy.get("software", {}).items() if value)
+    software = {**policy.get("software", {}), "threads": policy.get("threads")}
+    lines["software"] = ", ".join(f"{key} {value}" for key, value in software.items() if value)
     lines["comment"] = policy.get("comment", "")
     return [f"{key:<9} {line}" for key, line in lines.items() if line]
 

@@ -7,6 +7,7 @@ import time
 import pytest
 from engines import REPOSITORY, environment
 
+from seam.cores import available_cores
 from seam.params import load_params
 
 STAGES = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate", "claims", "report", "log")
@@ -31,6 +32,28 @@ def test_help_lists_every_stage_and_starts_at_once():
     assert done.returncode == 0
     assert all(stage in done.stdout for stage in (*STAGES, "verify"))
     assert min(seconds) < 0.5
+
+
+def test_help_groups_the_commands_for_a_model_apart_from_the_stages():
+    panels, name = {}, ""
+    for line in seam("--help").stdout.splitlines():
+        if line.startswith("╭─"):
+            name = line.strip("╭─╮ ")
+        elif line.startswith("│ ") and line[2] != " ":
+            panels.setdefault(name, []).append(line.split()[1])
+    model, policy, stages = (panels[key] for key in panels if key != "Options")
+    assert model == ["layers", "search", "finetune", "evaluate", "export"]
+    assert policy == ["show", "diff", "convert"]
+    assert stages == ["fetch", "pretrain", "sample", "claims", "report", "log", "verify"]
+
+
+@pytest.mark.parametrize("command", ["search", "finetune", "evaluate", "export"])
+def test_help_of_the_tool_says_the_threads_and_whether_data_is_needed(command):
+    text = " ".join(seam(command, "--help").stdout.replace("│", " ").split())
+    assert f"by default all. [default: {available_cores()}]" in text
+    data = text[text.index("--data ") :].split(" --")[0]
+    assert ("[required]" in data) == (command in ("finetune", "evaluate"))
+    assert ("by default scikit-learn's digits" in data) == (command in ("search", "export"))
 
 
 @pytest.mark.parametrize("module", ["seam.cli", "seam.params", "seam.graph", "seam.provenance", "seam.schedule"])

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,10 @@ def test_reach_honours_groups():
 def test_latency_example_is_a_budget_for_resnet18():
     layers = find_layers(build(Model(name="resnet18"), 1000, 3), (3, 224, 224))
     latency = read_latency(Path(__file__).parents[1] / "docs" / "latency_example.csv", layers)
+    page = (Path(__file__).parents[1] / "docs" / "tool.md").read_text()
+    shown = parse_budget(re.search(r"`--budget '(.* ms)' --latency", page)[1], layers, BITS, latency)
+    assert shown.reach()[0] < shown.limit < shown.reach()[1]  # the page's own example limits
+    assert "the searched layers take {:.2f} ms at 2 bits, {:.2f} at 6".format(*shown.reach()) in page
     budget = parse_budget("3 ms", layers, BITS, latency)
     assert budget.reach()[0] < 3 < budget.reach()[1]
     names = [layer.name for layer in layers if not layer.fixed]

@@ -106,6 +106,15 @@ def test_all_that_a_search_can_say_fits_the_schema_and_is_deterministic():
     assert set(first["software"]) == {"seam", "torch", "timm", "python"}
 
 
+def test_threads_stand_beside_the_versions():
+    with_threads = policy(cost={**COST, "threads": 3}, versions=True)
+    check_schema(with_threads, "policy")
+    assert with_threads["threads"] == 3
+    assert "threads" not in policy(cost=COST, versions=True) and "threads" not in policy(cost={**COST, "threads": 3})
+    with pytest.raises(SeamError, match="threads"):
+        check_schema({**with_threads, "threads": 0}, "policy")
+
+
 def test_a_search_without_data_has_no_proxy():
     assert policy()["proxy"] is None
     assert policy(proxy={"dataset": None, "count": 0})["proxy"] is None

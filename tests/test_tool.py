@@ -66,6 +66,7 @@ def test_the_same_seed_gives_the_same_policy(folder, model):
     options = {"steps": 3, "settings": {"kernels": "eager"}}
     first, second = (seam.search(model, images, "w3a3", **options) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
+    assert first["threads"] == torch.get_num_threads()
 
 
 def test_macs_are_counted_at_the_model_s_size_not_at_the_proxy_s(folder, model):
