@@ -74,12 +74,15 @@ def search(
     """
     _limit(threads)
     from seam import io, show
+    from seam.cost import read_spec
+
+    widths, curve = _bits(bits), [spec.strip() for spec in budgets.split(",") if spec.strip()]
+    for spec in (*budget, *curve):
+        read_spec(spec, latency is not None)  # before torch and the model are loaded, which takes longer
     from seam import tool as api
 
-    widths = _bits(bits)
     network = _model(model, weights, classes)
     images = api.open_images(data, network, image_size=size, data_root=data_root)
-    curve = [spec.strip() for spec in budgets.split(",") if spec.strip()]
     found = api.search(
         network,
         images,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from seam.errors import SeamError
+from seam.errors import SeamError, did_you_mean
 from seam.io import read_json, software
 from seam.policy_schema import SCHEMA, check_schema
 
@@ -252,6 +252,7 @@ def fit_policy(
     problems = [
         f"{problem} layers {_some(wrong)}" for problem, wrong in (("lacks", missing), ("has surplus", surplus)) if wrong
     ]
+    problems += [hint for name in surplus[:1] if (hint := did_you_mean(name, missing))]  # one letter is wrong, perhaps
     problems += [
         f"layer {layer.name} has {found[layer.name].params} weights, the model's has {layer.params}"
         for layer in layers

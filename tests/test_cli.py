@@ -101,6 +101,27 @@ def test_bad_input_gives_one_message_on_stderr_and_code_2(arguments, named):
     assert not (REPOSITORY / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--budget", "w4"], "budget 'w4': write w3a3"),
+        (["--budget", "w4a4", "--budget", "0 MB"], "budget '0 MB': must be more than 0"),
+        (["--budgets", "w4a4,fast"], "budget 'fast': write w3a3"),
+        (["--budget", "4 ms"], "budget '4 ms': needs a latency table"),
+    ],
+)
+def test_a_budget_that_cannot_be_read_is_refused_before_torch_is_loaded(options, named):
+    code = (
+        "import sys; from seam.cli import main; sys.argv[0] = 'seam'\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'timm', 'scipy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "search", "--model", "resnet18", "--out", "x", *options]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(REPOSITORY), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert named in done.stderr
+
+
 def test_missing_option_is_named():
     done = seam("fetch", "--params", SMOKE)
     assert done.returncode == 2

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from seam.assign import assign
-from seam.cost import parse_budget, parse_budgets, read_latency
+from seam.cost import parse_budget, parse_budgets, read_latency, read_spec
 from seam.errors import SeamError
 from seam.locks import apply_locks
 from seam.models import Layer, build, find_layers
@@ -135,6 +135,23 @@ def test_bad_latency_tables_are_named(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(SeamError, match=message):
         read_latency(tmp_path / "t.csv", LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "read"),
+    [("w3a4", ("bitops", 12)), ("1.2 GBitOPs", ("bitops", 1.2)), (".8MB", ("size", 0.8)), ("3 bits", ("bits", 3))],
+)
+def test_a_limit_is_read_without_a_network(spec, read):
+    assert read_spec(spec) == read
+    assert read_spec("4 ms") == ("latency", 4) and pytest.raises(SeamError, read_spec, "4 ms", latency=False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"), [("w0a3", "write w3a3"), ("w10a2", "write w3a3"), ("0 MB", "more than 0"), ("", "write w3a3")]
+)
+def test_a_limit_that_cannot_be_read(spec, message):
+    with pytest.raises(SeamError, match=message):
+        read_spec(spec)
 
 
 def test_a_missing_row_and_a_missing_table_are_named():
