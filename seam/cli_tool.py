@@ -27,22 +27,29 @@ Lock = Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'bloc
 Exclude = Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores; by default all.")]
 ALL = available_cores()
+FEW_STEPS = 50  # of finetuning, below which it seldom helps
 DATA_ROOT = Path("data")
 
 
 def _model(name: str, weights: Path | None, classes: int | None, channels: int = 3, *, untrained: bool = False):
     """The model with the given weights, else timm's pretrained ones (none when `untrained`)."""
-    from seam.models import build
     from seam.params import Model as Spec
+    from seam.runtime import phase
 
     spec = Spec(name=name, weights=str(weights) if weights else None, pretrained=not weights and not untrained)
-    return build(spec, classes, channels)
+    with phase(f"load {name}"):
+        from seam.models import build
+
+        return build(spec, classes, channels)
 
 
 def _limit(threads: int) -> None:
     from seam.cores import limit_threads
 
     limit_threads(threads)
+    from seam.runtime import announce
+
+    announce()
 
 
 def search(
@@ -103,7 +110,9 @@ def search(
         io.write_json(path, policy)
         budget = policy["budget"]
         spent = f"{budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']} ({budget['spec']})"
-        typer.echo(f"{path}: {spent}; all weights {policy['totals']['size_mb']:.3f} MB")
+        totals = policy["totals"]
+        whole = f"{totals['bitops_g'] + totals['bitops_g_fixed']:.4g} GBitOPs, {totals['size_mb']:.3f} MB of weights"
+        typer.echo(f"{path}: {spent}; network in all: {whole}, ONNX file about {api.file_mb(network, policy):.3f} MB")
         if len(curve) < 2:
             show.show(policy, show.terminal())
 
@@ -136,10 +145,26 @@ def finetune(
     settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, epochs, batch_size, lr, seed]
     resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.pt")
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device}
-    api.finetune(quantized, images, **options, resume=resume)
+    an_epoch = len(images) // min(batch_size, len(images))
+    if epochs * an_epoch < FEW_STEPS:
+        more = f"--epochs {-(-FEW_STEPS // an_epoch)}, or a smaller --batch-size, would be more"
+        typer.echo(f"only {epochs * an_epoch} steps: fewer than about {FEW_STEPS} seldom help; {more}", err=True)
+    held = api.held_out(data, network, data_root=data_root)
+    before = held and api.evaluate(quantized, held, device=device)
+    history = api.finetune(quantized, images, **options, resume=resume)
+    after = held and api.evaluate(quantized, held, device=device)
     io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
     resume.unlink(missing_ok=True)
-    typer.echo(f"finetune: {about['name']}, {len(images)} images, {out}")
+    first, last = history[0], history[-1]
+    typer.echo(
+        f"finetune: {about['name']}, {len(images)} images, {last['step']} steps, "
+        f"loss {first['loss']:.3f} -> {last['loss']:.3f}, {out}"
+    )
+    if held is None:
+        typer.echo("no held-out images to measure it on: put some in val/, beside train/")
+    else:
+        measured = (f"{key} {before[key]:g} -> {after[key]:g}" for key in ("top1", "loss"))
+        typer.echo(f"on {len(held)} held-out images, calibrated -> finetuned: {', '.join(measured)}")
 
 
 def evaluate(
@@ -192,6 +217,7 @@ def export(
     from seam import tool as api
     from seam.export import check_parity, parity
     from seam.export import export as write
+    from seam.runtime import phase, progress
 
     quantized, about = _quantized(policy, model, weights, data, data_root, device)
     shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root)
@@ -202,8 +228,10 @@ def export(
         "policy_sha256": io.sha256(policy),
         "seam": io.software()["seam"],
     }
-    summary = write(quantized, api.input_size(quantized), out, opset, metadata)
+    with phase("export to ONNX"):
+        summary = write(quantized, api.input_size(quantized), out, opset, metadata)
     batches = shown.subset(range(0, len(shown), -(-len(shown) // images))).batches(16)
+    batches = progress(batches, len(batches), "compare with onnxruntime")
     report = parity(quantized, out, batches, next(quantized.parameters()).device)
     where = out.with_name(f"{out.stem}.parity.json")
     io.write_json(where, {**report, "file": out.name, "sha256": io.sha256(out), **summary, "metadata": metadata})

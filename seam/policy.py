@@ -108,6 +108,12 @@ def file_totals(policy: Mapping[str, Any]) -> dict[str, float | None] | None:
     return _totals(layers)
 
 
+def stored_mb(layers: Iterable[Entry]) -> float:
+    """MB that ONNX's types take for the weights: 3 bits are stored as 4, 5 to 7 as 8; 32 for full precision."""
+    width = {2: 2, 3: 4, 4: 4, FLOAT: FLOAT}
+    return sum(layer.params * width.get(layer.w, 8) for layer in layers) / 8e6
+
+
 def stale_totals(policy: Mapping[str, Any]) -> list[str]:
     """What a file's `totals` claim that its layers do not give, in words; the file was changed by hand then."""
     given, counted = policy.get("totals", {}), file_totals(policy)

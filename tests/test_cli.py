@@ -116,7 +116,7 @@ def test_a_budget_that_cannot_be_read_is_refused_before_torch_is_loaded(options,
         "try: main()\n"
         "finally: print(sorted({'torch', 'timm', 'scipy'} & set(sys.modules)))"
     )
-    command = [sys.executable, "-c", code, "search", "--model", "resnet18", "--out", "x", *options]
+    command = [sys.executable, "-c", code, "search", "--model", "resnet18", "--weights", "none", "--out", "x", *options]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(REPOSITORY), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert named in done.stderr

@@ -25,6 +25,7 @@ from seam.policy import (
     policy_layers,
     read_policy,
     stale_totals,
+    stored_mb,
     totals,
 )
 from seam.policy_schema import check_schema, schema
@@ -130,6 +131,12 @@ def test_a_pattern_that_matches_nothing_is_named_with_a_close_one(pattern, meant
         SeamError, match=rf"unknown layer '.*'; did you mean ({re.escape(meant)}|.* or {re.escape(meant)})"
     ):
         apply_locks(layers, exclude=[pattern])
+
+
+def test_onnx_stores_3_bits_as_4_and_5_to_7_as_8():
+    layers = {f"l{w}": {"w": w, "a": 4, "macs": 1, "params": 1000} for w in range(2, 9)}
+    layers["float"] = {"w": 32, "a": 32, "macs": 1, "params": 1000}
+    assert stored_mb(entries({"layers": layers})) == pytest.approx(1e-3 * (2 + 4 + 4 + 8 * 4 + 32) / 8)
 
 
 def test_threads_stand_beside_the_versions():

@@ -1,6 +1,7 @@
 """The tool and the Python API: a model, a folder of images, a limit; no pipeline."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from onnxruntime import InferenceSession
 from PIL import Image
 
 import seam.tool as seam
+from seam import runtime
 from seam.errors import SeamError
 from seam.io import read_json, save_tensors, sha256
 from seam.models import find_layers, input_size
@@ -186,6 +188,25 @@ def test_a_folder_with_val_and_test_says_which_is_taken(tmp_path, model, capsys)
     assert "has test/ and val/; taking test/" in capsys.readouterr().err
 
 
+def test_held_out_images_are_those_that_training_does_not_see(folder, model):
+    model.pretrained_cfg["input_size"] = (3, SIZE, SIZE)
+    assert seam.held_out(folder / "flat", model) is None and seam.held_out(folder / "split" / "train", model) is None
+    every, few = (seam.held_out(folder / "split", model, count=count) for count in (100, 20))
+    assert len(every) == 60 and all("val" in str(path) for path in every.paths)
+    assert few.labels.bincount().tolist() == [2] * 10 and few.image_size == (SIZE, SIZE)
+
+
+def test_phases_are_said_where_there_is_no_terminal_if_asked(capsys, monkeypatch):
+    def work():
+        with runtime.phase("calibrate"):
+            return list(runtime.progress("abc", 3, "search"))
+
+    assert work() == ["a", "b", "c"] and capsys.readouterr().err == ""
+    monkeypatch.setitem(runtime._said, "lines", False)  # put back afterwards
+    runtime.announce()
+    assert work() == ["a", "b", "c"] and capsys.readouterr().err == "calibrate ...\nsearch, 3 steps ...\n"
+
+
 def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
     policies = [seam.search(model, budgets=["w2a2", "w5a5"], method="random")[i] for i in (0, 1)]
     tuned = seam.quantize(model, policies[0])
@@ -238,15 +259,22 @@ def test_the_four_commands(folder, model, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "policy.json" in done.stdout
+    assert {"load test_resnet ...", "read images ...", "assign bits within w6a6 ..."} <= {*done.stderr.splitlines()}
+    about_mb = float(re.search(r"network in all: .* ONNX file about ([\d.]+) MB", done.stdout)[1])
     policy = ["--policy", "policy.json"]
     done = run("finetune", *policy, "--weights", "mine.safetensors", *data, "-o", "tuned.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "calibrate on 200 images ..." in done.stderr and "finetune, 3 steps ..." in done.stderr
+    assert "only 3 steps: fewer than about 50 seldom help; --epochs 17, or a smaller" in done.stderr
+    assert re.search(r"200 images, 3 steps, loss [\d.]+ -> [\d.]+, tuned.safetensors", done.stdout)
+    _, tuned_top1 = re.search(r"on 60 held-out images, .*: top1 ([\d.]+) -> ([\d.]+),", done.stdout).groups()
     done = run("evaluate", *policy, "--weights", "tuned.safetensors", *data, "-o", "metrics.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert read_json(tmp_path / "metrics.json")["top1"] >= 0
+    assert read_json(tmp_path / "metrics.json")["top1"] == pytest.approx(float(tuned_top1), abs=1e-3)
     done = run("export", *policy, "--weights", "tuned.safetensors", *data, "-o", "model.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "model.onnx").stat().st_size > 0
+    assert "export to ONNX ..." in done.stderr and "compare with onnxruntime, " in done.stderr
+    assert 0.75 <= about_mb * 1e6 / (tmp_path / "model.onnx").stat().st_size <= 1.0  # the rest is the graph
     report = read_json(tmp_path / "model.parity.json")
     assert report["file"] == "model.onnx"
     session = InferenceSession(tmp_path / "model.onnx")
