@@ -74,6 +74,48 @@ def assign(
     raise SeamError(f"no policy meets all of: {limits}; loosen one of them or unlock layers")
 
 
+def raise_free(
+    assigned: Sequence[tuple[int, int]],
+    bits: Sequence[int],
+    budgets: Sequence[Budget],
+    groups: Sequence[str] | None = None,
+) -> list[tuple[int, int]]:
+    """Raise bits that cost nothing: each layer keeps to its cost in every budget with the widest bits there are.
+
+    A budget in MB leaves activations free, a latency table of max(w, a) the narrower of the two. Preferences are not
+    asked: at equal cost wider is never worse, only an estimate, or a random number, may say so. No bits are lowered. Of
+    several ways up the balanced one is taken: the greatest sum of min(w, a), then of w + a, over the layers of a group.
+
+    Args:
+        assigned: (weight bits, activation bits) of the L layers, as `assign` returns them.
+        bits, budgets, groups: as for `assign`.
+    """
+    if groups is None:
+        groups = next((budget.groups for budget in budgets if budget.groups), range(len(assigned)))
+    raised, place = list(assigned), {b: i for i, b in enumerate(bits)}
+
+    def cost(layer: int, w: int, a: int) -> np.ndarray:
+        return np.array([budget.table[layer, place[w], place[a]] for budget in budgets])
+
+    for name in dict.fromkeys(groups):
+        layers = [i for i, group in enumerate(groups) if group == name]
+        found = []
+        for a in (b for b in bits if b >= assigned[layers[0]][1]):
+            widest = [
+                max(
+                    (w for w in bits if w >= assigned[i][0] and (cost(i, w, a) <= cost(i, *assigned[i])).all()),
+                    default=0,
+                )
+                for i in layers
+            ]
+            if all(widest):
+                found.append((sum(min(w, a) for w in widest), sum(w + a for w in widest), a, widest))
+        *_, a, widest = max(found)
+        for i, w in zip(layers, widest, strict=True):
+            raised[i] = w, a
+    return raised
+
+
 def check_together(budgets: Sequence[Budget], names: Sequence[str]) -> None:
     """Raise SeamError unless some policy meets all budgets, naming the first that its predecessors rule out.
 

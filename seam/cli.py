@@ -16,6 +16,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_MODEL = "Your model, your images: to a policy and an ONNX file"
+_POLICY = "Policy files"
+_PIPELINE = "Stages of the pipeline (search, finetune, evaluate too: --params)"
+
 # `search`, `finetune` and `evaluate` are both stages of the pipeline (with --params) and tools (without).
 stages = typer.Typer(name="seam", add_completion=False, pretty_exceptions_enable=False)
 tools = (cli_tool.layers, cli_tool.search, cli_tool.finetune, cli_tool.evaluate, cli_tool.export)
@@ -61,7 +65,55 @@ def _job(model: str, search: str, budget: str, seed: int):
     return Job(model, search, budget, seed)
 
 
-@app.command()
+for command in tools:
+    app.command(rich_help_panel=_MODEL)(command)
+
+
+@app.command(rich_help_panel=_POLICY)
+def show(
+    policy: Annotated[Path, typer.Argument(help="Policy file (policy.json).")],
+    figure: Annotated[Path | None, typer.Option(help="Also draw the bit chart: a .png or .svg file.")] = None,
+) -> None:
+    """Print a policy: its layers' bits and costs, its budget, and where it comes from."""
+    from seam import show
+    from seam.policy import read_policy
+
+    content = read_policy(policy)
+    if figure is not None:
+        from seam.report.policy_chart import draw_policy
+
+        draw_policy(content, figure)
+    show.show(content, show.terminal())
+
+
+@app.command(rich_help_panel=_POLICY)
+def diff(
+    first: Annotated[Path, typer.Argument(help="Policy file.")],
+    second: Annotated[Path, typer.Argument(help="Policy file to compare it with.")],
+) -> None:
+    """Compare two policies layer by layer; exit code 0 if their bits are equal, 1 if not, 2 on errors."""
+    from seam import show
+    from seam.policy import read_policy
+
+    policies = [read_policy(path) for path in (first, second)]
+    if not show.diff(policies, [str(first), str(second)], show.terminal()):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=_POLICY)
+def convert(
+    policy: Annotated[Path, typer.Argument(help="Policy file (policy.json).")],
+    to: Annotated[str, typer.Option(help="Format: csv or torchao.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+) -> None:
+    """Write a policy for other tools: as CSV, or as torchao's FqnToConfig (JSON)."""
+    from seam.convert import convert as write
+    from seam.policy import read_policy
+
+    write(read_policy(policy), to, out)
+
+
+@app.command(rich_help_panel=_PIPELINE)
 def fetch(out: Out, params: ParamsFile = Default) -> None:
     """Get the target dataset and write its manifest."""
     loaded = _load(params, "fetch")
@@ -70,7 +122,7 @@ def fetch(out: Out, params: ParamsFile = Default) -> None:
     work.fetch(loaded, out)
 
 
-@app.command()
+@app.command(rich_help_panel=_PIPELINE)
 def pretrain(
     model: Model,
     data: Annotated[Path, typer.Option(help="Manifest of the target (manifest.json).")],
@@ -84,7 +136,7 @@ def pretrain(
     work.pretrain(loaded, model, data, out)
 
 
-@app.command()
+@app.command(rich_help_panel=_PIPELINE)
 def sample(model: Model, search: Search, weights: Weights, out: Out, params: ParamsFile = Default) -> None:
     """Choose the images that a search sees: its proxy."""
     loaded = _load(params, "sample", model, search)
@@ -148,7 +200,7 @@ def evaluate(
     work.evaluate(loaded, _job(model, search, budget, seed), weights, policy, finetuned, out)
 
 
-@app.command()
+@app.command(rich_help_panel=_PIPELINE)
 def claims(out: OutFile, params: ParamsFile = Default) -> None:
     """Judge the claims by what was run: accuracy gaps, proxy share, speed-up."""
     loaded = _load(params, "claims")
@@ -157,7 +209,7 @@ def claims(out: OutFile, params: ParamsFile = Default) -> None:
     claims.run(loaded, out)
 
 
-@app.command()
+@app.command(rich_help_panel=_PIPELINE)
 def report(out: Out, params: ParamsFile = Default) -> None:
     """Write tables and figures."""
     loaded = _load(params, "report")
@@ -166,7 +218,7 @@ def report(out: Out, params: ParamsFile = Default) -> None:
     report.run(loaded, out)
 
 
-@app.command()
+@app.command(rich_help_panel=_PIPELINE)
 def log(out: OutFile, params: ParamsFile = Default) -> None:
     """Log all runs to MLflow; running it twice adds nothing."""
     loaded = _load(params, "log")
@@ -175,7 +227,7 @@ def log(out: OutFile, params: ParamsFile = Default) -> None:
     tracking.run(loaded, out)
 
 
-@app.command()
+@app.command(rich_help_panel=_PIPELINE)
 def verify(params: ParamsFile = Default) -> None:
     """List every result as fresh, stale, missing or tampered; exit code 1 if any is not fresh."""
     loaded = _load(params, "verify")
@@ -190,54 +242,6 @@ def verify(params: ParamsFile = Default) -> None:
     typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()))
     if set(counts) != {FRESH}:
         raise typer.Exit(1)
-
-
-for command in tools:
-    app.command()(command)
-
-
-@app.command()
-def show(
-    policy: Annotated[Path, typer.Argument(help="Policy file (policy.json).")],
-    figure: Annotated[Path | None, typer.Option(help="Also draw the bit chart: a .png or .svg file.")] = None,
-) -> None:
-    """Print a policy: its layers' bits and costs, its budget, and where it comes from."""
-    from seam import show
-    from seam.policy import read_policy
-
-    content = read_policy(policy)
-    if figure is not None:
-        from seam.report.policy_chart import draw_policy
-
-        draw_policy(content, figure)
-    show.show(content, show.terminal())
-
-
-@app.command()
-def diff(
-    first: Annotated[Path, typer.Argument(help="Policy file.")],
-    second: Annotated[Path, typer.Argument(help="Policy file to compare it with.")],
-) -> None:
-    """Compare two policies layer by layer; exit code 0 if their bits are equal, 1 if not, 2 on errors."""
-    from seam import show
-    from seam.policy import read_policy
-
-    policies = [read_policy(path) for path in (first, second)]
-    if not show.diff(policies, [str(first), str(second)], show.terminal()):
-        raise typer.Exit(1)
-
-
-@app.command()
-def convert(
-    policy: Annotated[Path, typer.Argument(help="Policy file (policy.json).")],
-    to: Annotated[str, typer.Option(help="Format: csv or torchao.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
-) -> None:
-    """Write a policy for other tools: as CSV, or as torchao's FqnToConfig (JSON)."""
-    from seam.convert import convert as write
-    from seam.policy import read_policy
-
-    write(read_policy(policy), to, out)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from seam.cores import available_cores
+
 Model = Annotated[str, typer.Option(help="timm model.")]
 ModelOfPolicy = Annotated[str, typer.Option(help="timm model; by default the policy's.")]
 Weights = Annotated[
@@ -13,34 +15,40 @@ Weights = Annotated[
     typer.Option(help="Weights: a .safetensors file or a checkpoint (.pth, .pt); by default timm's pretrained ones."),
 ]
 Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes; by default that of the weights.")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="Folder with train/ and val/, or with one folder a class; or a dataset; by default the digits."),
-]
+_DATA = "Folder with train/ and val/, or with one folder a class; or a dataset's name"
+Data = Annotated[str, typer.Option(help=f"{_DATA}.")]
+DataOrDigits = Annotated[str | None, typer.Option(help=f"{_DATA}; by default scikit-learn's digits.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 Policy = Annotated[Path, typer.Option(help="Policy file.")]
 DataRoot = Annotated[Path, typer.Option(help="Folder of the datasets that --data gives by name.")]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
 Lock = Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'blocks.0.*=8/8'.")]
 Exclude = Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores.")]
-ALL = 64
+Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores; by default all.")]
+ALL = available_cores()
+FEW_STEPS = 50  # of finetuning, below which it seldom helps
 DATA_ROOT = Path("data")
 
 
 def _model(name: str, weights: Path | None, classes: int | None, channels: int = 3, *, untrained: bool = False):
     """The model with the given weights, else timm's pretrained ones (none when `untrained`)."""
-    from seam.models import build
     from seam.params import Model as Spec
+    from seam.runtime import phase
 
     spec = Spec(name=name, weights=str(weights) if weights else None, pretrained=not weights and not untrained)
-    return build(spec, classes, channels)
+    with phase(f"load {name}"):
+        from seam.models import build
+
+        return build(spec, classes, channels)
 
 
 def _limit(threads: int) -> None:
     from seam.cores import limit_threads
 
     limit_threads(threads)
+    from seam.runtime import announce
+
+    announce()
 
 
 def search(
@@ -48,10 +56,10 @@ def search(
     out: Out,
     weights: Weights = None,
     classes: Classes = None,
-    data: Data = None,
+    data: DataOrDigits = None,
     budget: Annotated[
         list[str],
-        typer.Option(help="w4a4 (the default), '1.2 GBitOPs', '0.8 MB', '3.5 bits', '12.5 ms'; several: all are met."),
+        typer.Option(help="w4a4 (the default), '1.2 GBitOPs', '0.8 MB', '3.5 bits', '4 ms'; several: all are met."),
     ] = [],  # noqa: B006
     budgets: Annotated[str, typer.Option(help="A curve, e.g. w2a2,w3a3: policy-w2a2.json, ...")] = "",
     bits: Annotated[str, typer.Option(help="Bit-widths to choose from, 2 to 8.")] = "2,3,4,5,6",
@@ -77,12 +85,15 @@ def search(
     """
     _limit(threads)
     from seam import io, show
+    from seam.cost import read_spec
+
+    widths, curve = _bits(bits), [spec.strip() for spec in budgets.split(",") if spec.strip()]
+    for spec in (*budget, *curve):
+        read_spec(spec, latency is not None)  # before torch and the model are loaded, which takes longer
     from seam import tool as api
 
-    widths = _bits(bits)
     network = _model(model, weights, classes)
     images = api.open_images(data, network, image_size=size, data_root=data_root)
-    curve = [spec.strip() for spec in budgets.split(",") if spec.strip()]
     found = api.search(
         network,
         images,
@@ -103,7 +114,9 @@ def search(
         io.write_json(path, policy)
         budget = policy["budget"]
         spent = f"{budget['spent']:.4g} of {budget['limit']:.4g} {budget['unit']} ({budget['spec']})"
-        typer.echo(f"{path}: {spent}; all weights {policy['totals']['size_mb']:.3f} MB")
+        totals = policy["totals"]
+        whole = f"{totals['bitops_g'] + totals['bitops_g_fixed']:.4g} GBitOPs, {totals['size_mb']:.3f} MB of weights"
+        typer.echo(f"{path}: {spent}; network in all: {whole}, ONNX file about {api.file_mb(network, policy):.3f} MB")
         if len(curve) < 2:
             show.show(policy, show.terminal())
 
@@ -117,6 +130,7 @@ def finetune(
     epochs: Annotated[int, typer.Option(min=1)] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate (SGD).")] = 0.005,
+    batch_norm: Annotated[str, typer.Option(help="Statistics: frozen, or updated (long training).")] = "frozen",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     threads: Threads = ALL,
@@ -133,13 +147,29 @@ def finetune(
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
     quantized = api.calibrate(api.quantize(network, policy), images, device=device)
-    settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, epochs, batch_size, lr, seed]
+    settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, epochs, batch_size, lr, batch_norm, seed]
     resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.pt")
-    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device}
-    api.finetune(quantized, images, **options, resume=resume)
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "batch_norm": batch_norm}
+    an_epoch = len(images) // min(batch_size, len(images))
+    if epochs * an_epoch < FEW_STEPS:
+        more = f"--epochs {-(-FEW_STEPS // an_epoch)}, or a smaller --batch-size, would be more"
+        typer.echo(f"only {epochs * an_epoch} steps: fewer than about {FEW_STEPS} seldom help; {more}", err=True)
+    held = api.held_out(data, network, data_root=data_root)
+    before = held and api.evaluate(quantized, held, device=device)
+    history = api.finetune(quantized, images, **options, seed=seed, resume=resume, device=device)
+    after = held and api.evaluate(quantized, held, device=device)
     io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
     resume.unlink(missing_ok=True)
-    typer.echo(f"finetune: {about['name']}, {len(images)} images, {out}")
+    first, last = history[0], history[-1]
+    typer.echo(
+        f"finetune: {about['name']}, {len(images)} images, {last['step']} steps, "
+        f"loss {first['loss']:.3f} -> {last['loss']:.3f}, {out}"
+    )
+    if held is None:
+        typer.echo("no held-out images to measure it on: put some in val/, beside train/")
+    else:
+        measured = (f"{key} {before[key]:g} -> {after[key]:g}" for key in ("top1", "loss"))
+        typer.echo(f"on {len(held)} held-out images, calibrated -> finetuned: {', '.join(measured)}")
 
 
 def evaluate(
@@ -177,7 +207,7 @@ def evaluate(
 def export(
     policy: Policy,
     out: Out,
-    data: Data = None,
+    data: DataOrDigits = None,
     model: ModelOfPolicy = "",
     weights: Weights = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset; by default 25 if a layer has 2 bits, else 21.")] = None,
@@ -194,6 +224,7 @@ def export(
     from seam import io
     from seam import tool as api
     from seam.export import export_verified
+    from seam.runtime import phase, progress
 
     quantized, about = _quantized(policy, model, weights, data, data_root, device)
     shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root)
@@ -207,7 +238,9 @@ def export(
     count = min(images, len(shown))
     chosen = shown.subset([i * len(shown) // count for i in range(count)])
     batches = ((x, y if metadata["classes"] else None) for x, y in chosen.batches(16))
-    report = export_verified(quantized, api.input_size(quantized), out, batches, opset, metadata)
+    batches = progress(batches, -(-count // 16), "compare with onnxruntime")
+    with phase("export to ONNX"):
+        report = export_verified(quantized, api.input_size(quantized), out, batches, opset, metadata)
     top1 = ", ".join(f"{key} {report[key]:g}" for key in ("top1_onnxruntime", "top1_pytorch") if key in report)
     typer.echo(
         f"export: {about['name']}, {out}: {report['file_mb']:.3f} MB, opset {report['opset']}, equal to PyTorch on "

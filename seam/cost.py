@@ -21,12 +21,13 @@ from seam.layers import Layer
 
 CONVENTION = "searched and locked layers; first and last layer fixed at 8/8 and counted apart, as are excluded ones"
 
-_UNIFORM = re.compile(r"w(\d)a(\d)")
+_UNIFORM = re.compile(r"w([1-9])a([1-9])")
 _NUMBER = r"(\d+\.?\d*|\.\d+)"
 _BITOPS = re.compile(_NUMBER + r" ?G(?:BitOPs|bops)?", re.IGNORECASE)
 _SIZE = re.compile(_NUMBER + r" ?MB", re.IGNORECASE)
 _MEAN = re.compile(_NUMBER + r" ?bits?", re.IGNORECASE)
 _LATENCY = re.compile(_NUMBER + r" ?ms", re.IGNORECASE)
+_ABSOLUTE = {"bitops": _BITOPS, "size": _SIZE, "bits": _MEAN, "latency": _LATENCY}  # kind of a limit -> its text
 
 Latency = Mapping[tuple[str, int, int], float]  # (layer, weight bits, activation bits) -> milliseconds
 
@@ -70,6 +71,10 @@ class Budget:
         np.add.at(most, rows, self.table.max(1))
         return self.base + float(least.min(1).sum()), self.base + float(most.max(1).sum())
 
+    def limits_inputs(self) -> bool:
+        """Whether any layer's cost depends on its activation bits."""
+        return bool((self.table != self.table[:, :, :1]).any())
+
     def check(self) -> None:
         """Raise SeamError, with the reachable range, when no policy can meet the budget."""
         least, most = self.reach()
@@ -98,10 +103,36 @@ def bitops_table(layers: Sequence[Layer], bits: Sequence[int]) -> np.ndarray:
     return macs[:, None, None] * np.multiply.outer(bits, bits)[None] / 1e9
 
 
+def read_spec(spec: str, latency: bool = True) -> tuple[str, float]:
+    """Kind (of `Budget`) and amount of a limit by its text; w3a3 is ("bitops", 9), in multiples of the MACs.
+
+    It needs no network, so that a limit that cannot be read is refused at once.
+
+    Args:
+        latency: whether there is a latency table; without one milliseconds are refused.
+
+    Raises SeamError for any other text.
+    """
+    text = str(spec).strip()
+    if match := _UNIFORM.fullmatch(text):
+        return "bitops", float(int(match[1]) * int(match[2]))
+    for kind, form in _ABSOLUTE.items():
+        if match := form.fullmatch(text):
+            if float(match[1]) <= 0:
+                raise SeamError(f"budget '{spec}': must be more than 0")
+            if kind == "latency" and not latency:
+                raise SeamError(f"budget '{spec}': needs a latency table (CSV with columns layer,w,a,ms)")
+            return kind, float(match[1])
+    raise SeamError(
+        f"budget '{spec}': write w3a3 (as uniform 3/3), 1.2 GBitOPs, 0.8 MB, 3.5 bits (mean weight bits) or "
+        "4 ms (with a latency table)"
+    )
+
+
 def parse_budget(
     spec: str, layers: Sequence[Layer], bits: Sequence[int], latency: Latency | None = None, check: bool = True
 ) -> Budget:
-    """Turn `w3a3`, `1.2 GBitOPs`, `0.8 MB`, `3.5 bits` or `12.5 ms` into a limit on the searchable and locked layers.
+    """Turn `w3a3`, `1.2 GBitOPs`, `0.8 MB`, `3.5 bits` or `4 ms` into a limit on the searchable and locked layers.
 
     Args:
         latency: of `read_latency`; needed for a budget in ms.
@@ -109,6 +140,7 @@ def parse_budget(
 
     Raises SeamError for any other text, and for a limit that no policy can meet.
     """
+    kind, limit = read_spec(spec, latency is not None)
     searched, kept, bits = searchable(layers), locked(layers), tuple(bits)
     if not searched:
         why = "all its layers are locked or excluded" if kept else "only its first and last layer have weights"
@@ -119,26 +151,19 @@ def parse_budget(
     weights = np.array([layer.params for layer in searched], dtype=float)[:, None, None]
     by_bits = weights * np.broadcast_to(np.array(bits, dtype=float)[None, :, None], (1, len(bits), len(bits)))
     base_bits = float(sum(layer.params * layer.fixed_bits[0] for layer in kept))
-    if (match := _UNIFORM.fullmatch(text)) or (amount := _BITOPS.fullmatch(text)):
-        limit = macs * int(match[1]) * int(match[2]) / 1e9 if match else float(amount[1])
+    if kind == "bitops":
+        if _UNIFORM.fullmatch(text):
+            limit = macs * limit / 1e9
         base = sum(layer.macs * layer.fixed_bits[0] * layer.fixed_bits[1] for layer in kept) / 1e9
-        kind, table = "bitops", bitops_table(searched, bits)
-    elif match := _SIZE.fullmatch(text):
-        kind, table, limit, base = "size", by_bits / 8e6, float(match[1]), base_bits / 8e6
-    elif match := _MEAN.fullmatch(text):
-        kind, table, limit, base = "bits", by_bits / params, float(match[1]), base_bits / params
-    elif match := _LATENCY.fullmatch(text):
-        kind, limit = "latency", float(match[1])
-        table, base = _latency_table(text, searched, kept, bits, latency)
+        table = bitops_table(searched, bits)
+    elif kind == "size":
+        table, base = by_bits / 8e6, base_bits / 8e6
+    elif kind == "bits":
+        table, base = by_bits / params, base_bits / params
     else:
-        raise SeamError(
-            f"budget '{spec}': write w3a3 (as uniform 3/3), 1.2 GBitOPs, 0.8 MB, 3.5 bits (mean weight bits) or "
-            "12.5 ms (with a latency table)"
-        )
+        table, base = _latency_table(text, searched, kept, bits, latency)
     groups = tuple(layer.group or layer.name for layer in searched)
     budget = Budget(text, kind, bits, table, limit, base, groups)
-    if limit <= 0:
-        raise SeamError(f"budget '{spec}': must be more than 0")
     if check:
         budget.check()
     return budget
@@ -192,11 +217,9 @@ def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, i
 
 
 def _latency_table(
-    spec: str, searched: Sequence[Layer], kept: Sequence[Layer], bits: Sequence[int], latency: Latency | None
+    spec: str, searched: Sequence[Layer], kept: Sequence[Layer], bits: Sequence[int], latency: Latency
 ) -> tuple[np.ndarray, float]:
     """[L, B, B] milliseconds of the searchable layers, and those of the locked ones."""
-    if latency is None:
-        raise SeamError(f"budget '{spec}': needs a latency table (CSV with columns layer,w,a,ms)")
 
     def look_up(name: str, w: int, a: int) -> float:
         if (name, w, a) not in latency:

@@ -37,7 +37,10 @@ def apply_locks(layers: Sequence[Layer], lock: Iterable[str] = (), exclude: Iter
 def _fix(layers: Sequence[Layer], pattern: str, bits: tuple[int, int], where: str) -> list[Layer]:
     matching = {layer.name for layer in layers if fnmatchcase(layer.name, pattern)}
     if not matching:
-        problem = unknown("layer", pattern, [layer.name for layer in layers], where)
+        names = [layer.name for layer in layers]
+        if "*" in pattern:  # close to it are the patterns that match
+            names += {f"{name[:i]}.*" for name in names for i, letter in enumerate(name) if letter == "."}
+        problem = unknown("layer", pattern, names, where)
         raise SeamError(f"{problem} (seam layers lists them)")
     return [
         layer._replace(fixed=True, bits=bits, counted=bits != FLOAT_BITS and (layer.counted or not layer.fixed))

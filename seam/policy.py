@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from seam.errors import SeamError
+from seam.errors import SeamError, did_you_mean
 from seam.io import read_json, software
 from seam.policy_schema import SCHEMA, check_schema
 
@@ -108,6 +108,12 @@ def file_totals(policy: Mapping[str, Any]) -> dict[str, float | None] | None:
     return _totals(layers)
 
 
+def stored_mb(layers: Iterable[Entry]) -> float:
+    """MB that ONNX's types take for the weights: 3 bits are stored as 4, 5 to 7 as 8; 32 for full precision."""
+    width = {2: 2, 3: 4, 4: 4, FLOAT: FLOAT}
+    return sum(layer.params * width.get(layer.w, 8) for layer in layers) / 8e6
+
+
 def stale_totals(policy: Mapping[str, Any]) -> list[str]:
     """What a file's `totals` claim that its layers do not give, in words; the file was changed by hand then."""
     given, counted = policy.get("totals", {}), file_totals(policy)
@@ -137,7 +143,7 @@ def make_policy(
     versions: bool = False,
     **about: Any,
 ) -> dict[str, Any]:
-    """The content of policy.json. The same arguments and software give the same content.
+    """The content of policy.json. The same arguments, software and number of threads give the same content.
 
     Args:
         layers: all quantizable layers, MACs at the target's input size.
@@ -147,7 +153,7 @@ def make_policy(
         more_budgets: others that are met at the same time.
         proxy: content of proxy.json, of which what identifies the images is kept; None or count 0 for no data.
         cost: content of cost.json, of which the numbers that do not depend on the machine are kept.
-        versions: write the versions of seam, torch, timm and Python.
+        versions: write the versions of seam, torch, timm and Python, and how many threads computed, if `cost` says so.
         about: method, search, seed.
     """
     bits = policy_bits(layers, assigned)
@@ -160,6 +166,8 @@ def make_policy(
         policy["cost"] = {key: cost[key] for key in COST_KEYS if key in cost}
     if versions:
         policy["software"] = {key: software()[key] for key in SOFTWARE_KEYS}
+        if cost is not None and "threads" in cost:
+            policy["threads"] = cost["threads"]
     policy["layers"] = {
         layer.name: {
             "w": bits[layer.name][0],
@@ -250,6 +258,7 @@ def fit_policy(
     problems = [
         f"{problem} layers {_some(wrong)}" for problem, wrong in (("lacks", missing), ("has surplus", surplus)) if wrong
     ]
+    problems += [hint for name in surplus[:1] if (hint := did_you_mean(name, missing))]  # one letter is wrong, perhaps
     problems += [
         f"layer {layer.name} has {found[layer.name].params} weights, the model's has {layer.params}"
         for layer in layers

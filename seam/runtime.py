@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+_said = {"lines": False}  # whether phases are announced without a terminal
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -78,6 +79,19 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context torch computes in one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def loader_workers(device: torch.device) -> int:
@@ -178,9 +192,29 @@ def _process_age() -> float:
         return 0.0
 
 
-def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Iterate with a progress bar on stderr; silent when that is not a terminal."""
+def announce() -> None:
+    """From now on this process says on stderr what it does where that is no terminal, too: a plain line a phase."""
+    _said["lines"] = True
+
+
+@contextmanager
+def phase(label: str) -> Iterator[None]:
+    """Work whose steps cannot be counted: a spinner on a terminal; elsewhere a line if `announce` was called."""
     console = Console(stderr=True)
+    _say(console, label)
+    with console.status(label) if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
+def _say(console: Console, text: str) -> None:
+    if _said["lines"] and not console.is_terminal:
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """Iterate with a progress bar on stderr; where that is no terminal, a line if `announce` was called."""
+    console = Console(stderr=True)
+    _say(console, f"{label}, {total} step{'s' * (total != 1)}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         yield from bar.track(items, total=total, description=label)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seam.layers import Layer
-from seam.policy import FLOAT, Entry, entries, file_totals, stale_totals
+from seam.policy import FLOAT, Entry, entries, file_totals, stale_totals, stored_mb
 
 _NONE = "-"
 _STYLE = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
@@ -51,7 +51,8 @@ def provenance(policy: Mapping[str, Any]) -> list[str]:
         lines["proxy"] = "no images"
     units = {"images": "images", "steps": "steps", "image_macs": "images x MACs"}
     lines["cost"] = ", ".join(f"{_short(value)} {units[key]}" for key, value in policy.get("cost", {}).items())
-    lines["software"] = ", ".join(f"{key} {value}" for key, value in policy.get("software", {}).items() if value)
+    software = {**policy.get("software", {}), "threads": policy.get("threads")}
+    lines["software"] = ", ".join(f"{key} {value}" for key, value in software.items() if value)
     lines["comment"] = policy.get("comment", "")
     return [f"{key:<9} {line}" for key, line in lines.items() if line]
 
@@ -84,6 +85,9 @@ def costs(policy: Mapping[str, Any]) -> list[str]:
             f"totals    {number['bitops_g']} GBitOPs in the budget, {number['bitops_g_fixed']} counted apart; "
             f"{number['size_mb']} MB; mean bits: weights {number['mean_w']}, inputs {number['mean_a']}"
         )
+        whole = f"{_number(counted['bitops_g'] + counted['bitops_g_fixed'])} GBitOPs, {number['size_mb']} MB of weights"
+        stored = f"{_number(stored_mb(entries(policy)))} MB in ONNX, which stores 3 bits as 4, 5 to 7 as 8"
+        lines.append(f"network   {whole} in all, first, last and excluded layers included; {stored}")
     lines += [f"note      {text}; the file was changed by hand" for text in stale_totals(policy)]
     return lines
 

@@ -29,11 +29,14 @@ METHOD = "jacobian"  # of the methods here the one whose policies lose least (do
 PROXY_SIZE = 64  # pixels: the largest side of the images that a search sees, unless told otherwise
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 CALIBRATION_IMAGES = 256
+HELD_OUT_IMAGES = 512  # on which finetuning is measured, before and after
 
 __all__ = [
     "calibrate",
     "evaluate",
+    "file_mb",
     "finetune",
+    "held_out",
     "input_size",
     "is_finetuned",
     "load_finetuned",
@@ -86,6 +89,38 @@ def open_images(
 
 def _bounded(size: Sequence[int]) -> tuple[int, ...]:
     return tuple(min(side, PROXY_SIZE) for side in size)
+
+
+def held_out(
+    data: str | Path, model: nn.Module, *, count: int = HELD_OUT_IMAGES, data_root: str | Path = "data"
+) -> Any | None:
+    """At most `count` class-balanced images that `finetune` does not see, as `open_images` gives them at full size.
+
+    None for a folder that does not hold train/ beside val/ or test/: all its images are there to train on.
+    """
+    from seam.data.sampling import sample_indices
+
+    base = Path(data)
+    if base.is_dir() and not ((base / "train").is_dir() and any((base / part).is_dir() for part in ("val", "test"))):
+        return None
+    images = open_images(data, model, "test", full_size=True, data_root=data_root)
+    if len(images) <= count:
+        return images
+    return images.subset(sample_indices(images.labels.numpy(), count, "balanced", 0))
+
+
+def file_mb(model: nn.Module, policy: Mapping[str, Any]) -> float:
+    """Megabytes (1e6 bytes) that the values in the ONNX file of a policy take; the graph itself comes on top.
+
+    Weights in the narrowest types, with a float32 step a channel; all else of the model in float32.
+    """
+    from seam.policy import entries, stored_mb
+
+    modules, layers = dict(model.named_modules()), entries(policy)
+    values = sum(value.numel() for value in model.state_dict().values() if value.is_floating_point())
+    weights = sum(modules[layer.name].weight.numel() for layer in layers)
+    steps = sum(len(modules[layer.name].weight) for layer in layers if not layer.full_precision)
+    return stored_mb(layers) + 4e-6 * (values - weights + steps)
 
 
 def _folder(base: Path, split: str, size: tuple[int, int], channels: int) -> Any:
@@ -168,7 +203,7 @@ def search(
     from seam.params import SearchSettings
     from seam.policy import make_policy
     from seam.quant.kernels import use_kernels
-    from seam.runtime import Meter, set_up
+    from seam.runtime import Meter, phase, set_up
     from seam.search import load_method, needs_classifier, needs_kernels, solve
     from seam.search.problem import Problem
     from seam.taps import cut_taps
@@ -178,7 +213,8 @@ def search(
     layers = apply_locks(find_layers(model, target), lock, exclude)
     batch = 32
     most = getattr(found, "IMAGES", PROXY_IMAGES)
-    images = _in_memory(images if images is not None else open_images(None, model), most)
+    with phase("read images"):
+        images = _in_memory(images if images is not None else open_images(None, model), most)
     epochs = math.ceil(steps * batch / max(len(images), batch))
     own = model.num_classes == len(images.classes) and images.name not in DATASETS
     given = {
@@ -201,6 +237,10 @@ def search(
         more = " (more can be allowed: bits, --bits)" if chosen.bits[-1] < 8 else ""
         specs = ", ".join(one.spec for one in limits)
         print(f"budget {specs}: limits nothing; all layers get {chosen.bits[-1]} bits{more}", file=sys.stderr)
+    limiting = next((limits for limits, limitless in zip(wanted, free, strict=True) if not limitless), [])
+    if limiting and not any(one.limits_inputs() for one in limiting):
+        specs, more = ", ".join(one.spec for one in limiting), "a second budget such as w4a4 would limit them"
+        print(f"budget {specs}: does not limit inputs; all get {chosen.bits[-1]} bits ({more})", file=sys.stderr)
     place = set_up(device, chosen.threads, seed)
     meter = Meter(place)
     seen = _sha256(images)
@@ -212,7 +252,8 @@ def search(
     network = network.to(place, memory_format=torch.channels_last)
     meter.macs_per_image = sum(layer.macs for layer in find_layers(network, shown))
     if not all(free) and needs_kernels(found):
-        meter.kernels, meter.seconds_once = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
+        with phase("prepare kernels"):
+            meter.kernels, meter.seconds_once = use_kernels(chosen.kernels, (1, len(chosen.bits)), place)
     middle = sorted(wanted, key=lambda limits: limits[0].limit)[len(wanted) // 2]
     problem = Problem(network, layers, images, middle, chosen, seed, place, meter)
     preferences = None if all(free) else found.preferences(problem)
@@ -231,7 +272,8 @@ def search(
     }
     policies = []
     for limits, limitless in zip(wanted, free, strict=True):
-        assigned = widest if limitless else solve(found, problem, preferences, limits)
+        with phase(f"assign bits within {', '.join(one.spec for one in limits)}"):
+            assigned = widest if limitless else solve(found, problem, preferences, limits)
         policies.append(
             make_policy(
                 layers,
@@ -296,11 +338,12 @@ def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
 def calibrate(model: nn.Module, images: Any, count: int = CALIBRATION_IMAGES, device: str = "auto") -> nn.Module:
     """Set the input quantizers of a quantized model from its first `count` shuffled images; returns the model."""
     from seam.quant.apply import calibrate as apply
-    from seam.runtime import set_up
+    from seam.runtime import phase, set_up
 
     place = set_up(device, torch.get_num_threads(), 0)
     model.to(place)
-    apply(model, [next(iter(images.batches(min(count, len(images)), seed=0, device=place)))])
+    with phase(f"calibrate on {min(count, len(images))} images"):
+        apply(model, [next(iter(images.batches(min(count, len(images)), seed=0, device=place)))])
     return model
 
 
@@ -312,6 +355,7 @@ def finetune(
     batch_size: int = 64,
     lr: float = 0.005,
     step_lr: float = 1e-3,
+    batch_norm: str = "frozen",
     augment: bool = True,
     seed: int = 0,
     resume: str | Path | None = None,
@@ -328,7 +372,7 @@ def finetune(
 
     _check_classes(model, images)
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "step_lr": step_lr, "augment": augment}
-    settings = _checked(Finetune, given)
+    settings = _checked(Finetune, {**given, "batch_norm": batch_norm})
     place = set_up(device, torch.get_num_threads(), seed)
     meter = Meter(place)
     use_kernels(settings.kernels, device=place)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from seam.assign import assign
+from seam.assign import assign, raise_free
 from seam.cost import parse_budget
 from seam.errors import SeamError
 from seam.models import Layer
@@ -145,3 +145,67 @@ def test_unreachable_budget_names_the_reachable_range():
 def test_unreadable_budget(spec):
     with pytest.raises(SeamError, match="write w3a3"):
         parse_budget(spec, layers([1000]), BITS)
+
+
+def largest(limit_by, some):
+    """A budget whose cost is that of the larger of a layer's two bit-widths, as on a device with kernels for a few."""
+    table = {(x.name, w, a): limit_by(x.name, max(w, a)) for x in some for w in BITS for a in BITS}
+    return parse_budget("1000 ms", some, BITS, table)
+
+
+@pytest.mark.parametrize("spec", ["0.00004 MB", "3.5 bits"])
+def test_inputs_that_a_budget_does_not_limit_get_the_widest_bits(spec):
+    some = layers([1000, 2000, 3000])
+    budget = parse_budget("0.000015 MB" if "MB" in spec else spec, some, BITS)
+    # Few bits are preferred, as by a search that no budget keeps from it.
+    assigned = assign(-np.add.outer(BITS, BITS)[None].repeat(3, 0).astype(float), list("abc"), BITS, [budget])
+    raised = raise_free(assigned, BITS, [budget])
+    assert [a for _, a in assigned] == [2, 2, 2] and [a for _, a in raised] == [6, 6, 6]
+    assert [w for w, _ in raised] == [w for w, _ in assigned]
+    assert budget.cost(raised) == budget.cost(assigned)
+
+
+def test_the_narrower_of_two_is_raised_where_the_larger_is_paid():
+    some = layers([1000, 1000, 1000])
+    budget = largest(lambda name, most: float(most), some)
+    assert raise_free([(5, 2), (2, 4), (3, 3)], BITS, [budget]) == [(5, 5), (4, 4), (3, 3)]
+
+
+def test_a_second_budget_that_limits_inputs_keeps_them():
+    some = layers([1000, 2000, 0])
+    budgets = [parse_budget("4 bits", some, BITS), parse_budget("w4a4", some, BITS)]
+    # The third has no MACs: its inputs cost nothing in either.
+    assert raise_free([(5, 2), (2, 3), (4, 2)], BITS, budgets) == [(5, 2), (2, 3), (4, 6)]
+
+
+def test_layers_that_share_their_input_are_raised_together_or_not_at_all():
+    names = ["layer0", "layer1", "layer2"]
+    some = layers([1000] * 3, names)
+    budget = largest(lambda name, most: most if name == "layer1" else 1.0, some)
+    # layer1 pays for the larger of its two, the others for nothing: with 3 and 3 it holds its group back.
+    assigned = [(3, 3), (3, 3), (2, 2)]
+    assert raise_free(assigned, BITS, [budget], ["g", "g", "h"]) == [(6, 3), (3, 3), (6, 6)]
+    assert raise_free([(3, 3), (5, 3), (2, 2)], BITS, [budget], ["g", "g", "h"]) == [(6, 5), (5, 5), (6, 6)]
+
+
+def test_of_several_ways_up_the_balanced_one_is_taken():
+    some = layers([1000])
+    free = {(2, 2), (2, 6), (6, 2), (4, 4)}
+    table = {(x.name, w, a): 1.0 if (w, a) in free else 2.0 for x in some for w in BITS for a in BITS}
+    assert raise_free([(2, 2)], BITS, [parse_budget("9 ms", some, BITS, table)]) == [(4, 4)]
+
+
+def test_only_what_costs_nothing_is_raised():
+    """No wider choice is as cheap, and none was lowered: by enumeration, on a random table with equal costs."""
+    rng = np.random.default_rng(0)
+    some = layers([1000] * 6)
+    costs = {(x.name, w, a): float(rng.integers(1, 4)) for x in some for w in BITS for a in BITS}
+    budget = parse_budget("1000 ms", some, BITS, costs)
+    assigned = [BITS[i] for i in rng.integers(0, 5, 12)]
+    assigned = list(zip(assigned[:6], assigned[6:], strict=True))
+    raised = raise_free(assigned, BITS, [budget])
+    assert raised != assigned and budget.cost(raised) <= budget.cost(assigned)
+    for i, ((w, a), before) in enumerate(zip(raised, assigned, strict=True)):
+        assert w >= before[0] and a >= before[1]
+        wider = [(x, y) for x in BITS for y in BITS if x >= w and y >= a and (x, y) != (w, a)]
+        assert all(costs[f"layer{i}", x, y] > costs[f"layer{i}", *before] for x, y in wider)

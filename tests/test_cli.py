@@ -7,6 +7,7 @@ import time
 import pytest
 from engines import REPOSITORY, environment
 
+from seam.cores import available_cores
 from seam.params import load_params
 
 STAGES = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate", "claims", "report", "log")
@@ -31,6 +32,28 @@ def test_help_lists_every_stage_and_starts_at_once():
     assert done.returncode == 0
     assert all(stage in done.stdout for stage in (*STAGES, "verify"))
     assert min(seconds) < 0.5
+
+
+def test_help_groups_the_commands_for_a_model_apart_from_the_stages():
+    panels, name = {}, ""
+    for line in seam("--help").stdout.splitlines():
+        if line.startswith("╭─"):
+            name = line.strip("╭─╮ ")
+        elif line.startswith("│ ") and line[2] != " ":
+            panels.setdefault(name, []).append(line.split()[1])
+    model, policy, stages = (panels[key] for key in panels if key != "Options")
+    assert model == ["layers", "search", "finetune", "evaluate", "export"]
+    assert policy == ["show", "diff", "convert"]
+    assert stages == ["fetch", "pretrain", "sample", "claims", "report", "log", "verify"]
+
+
+@pytest.mark.parametrize("command", ["search", "finetune", "evaluate", "export"])
+def test_help_of_the_tool_says_the_threads_and_whether_data_is_needed(command):
+    text = " ".join(seam(command, "--help").stdout.replace("│", " ").split())
+    assert f"by default all. [default: {available_cores()}]" in text
+    data = text[text.index("--data ") :].split(" --")[0]
+    assert ("[required]" in data) == (command in ("finetune", "evaluate"))
+    assert ("by default scikit-learn's digits" in data) == (command in ("search", "export"))
 
 
 @pytest.mark.parametrize("module", ["seam.cli", "seam.params", "seam.graph", "seam.provenance", "seam.schedule"])
@@ -76,6 +99,27 @@ def test_bad_input_gives_one_message_on_stderr_and_code_2(arguments, named):
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in named)
     assert not (REPOSITORY / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--budget", "w4"], "budget 'w4': write w3a3"),
+        (["--budget", "w4a4", "--budget", "0 MB"], "budget '0 MB': must be more than 0"),
+        (["--budgets", "w4a4,fast"], "budget 'fast': write w3a3"),
+        (["--budget", "4 ms"], "budget '4 ms': needs a latency table"),
+    ],
+)
+def test_a_budget_that_cannot_be_read_is_refused_before_torch_is_loaded(options, named):
+    code = (
+        "import sys; from seam.cli import main; sys.argv[0] = 'seam'\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'timm', 'scipy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, "search", "--model", "resnet18", "--weights", "none", "--out", "x", *options]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(REPOSITORY), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert named in done.stderr
 
 
 def test_missing_option_is_named():

@@ -1,9 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from seam.assign import assign
-from seam.cost import parse_budget, parse_budgets, read_latency
+from seam.cost import parse_budget, parse_budgets, read_latency, read_spec
 from seam.errors import SeamError
 from seam.locks import apply_locks
 from seam.models import Layer, build, find_layers
@@ -110,6 +111,10 @@ def test_reach_honours_groups():
 def test_latency_example_is_a_budget_for_resnet18():
     layers = find_layers(build(Model(name="resnet18"), 1000, 3), (3, 224, 224))
     latency = read_latency(Path(__file__).parents[1] / "docs" / "latency_example.csv", layers)
+    page = (Path(__file__).parents[1] / "docs" / "tool.md").read_text()
+    shown = parse_budget(re.search(r"`--budget '(.* ms)' --latency", page)[1], layers, BITS, latency)
+    assert shown.reach()[0] < shown.limit < shown.reach()[1]  # the page's own example limits
+    assert "the searched layers take {:.2f} ms at 2 bits, {:.2f} at 6".format(*shown.reach()) in page
     budget = parse_budget("3 ms", layers, BITS, latency)
     assert budget.reach()[0] < 3 < budget.reach()[1]
     names = [layer.name for layer in layers if not layer.fixed]
@@ -130,6 +135,23 @@ def test_bad_latency_tables_are_named(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(SeamError, match=message):
         read_latency(tmp_path / "t.csv", LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "read"),
+    [("w3a4", ("bitops", 12)), ("1.2 GBitOPs", ("bitops", 1.2)), (".8MB", ("size", 0.8)), ("3 bits", ("bits", 3))],
+)
+def test_a_limit_is_read_without_a_network(spec, read):
+    assert read_spec(spec) == read
+    assert read_spec("4 ms") == ("latency", 4) and pytest.raises(SeamError, read_spec, "4 ms", latency=False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"), [("w0a3", "write w3a3"), ("w10a2", "write w3a3"), ("0 MB", "more than 0"), ("", "write w3a3")]
+)
+def test_a_limit_that_cannot_be_read(spec, message):
+    with pytest.raises(SeamError, match=message):
+        read_spec(spec)
 
 
 def test_a_missing_row_and_a_missing_table_are_named():

@@ -54,6 +54,19 @@ def test_counting_leaves_the_mode_and_the_statistics_alone():
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_training_from_weights_for_other_classes_keeps_all_but_the_classifier(tmp_path):
+    given = build(Model(name="test_resnet"), 7, 3)
+    save_tensors(tmp_path / "seven.safetensors", given.state_dict())
+    path = str(tmp_path / "seven.safetensors")
+    with pytest.raises(SeamError, match="weights for 7 classes, the model has 10"):
+        build(Model(name="test_resnet", weights=path), 10, 3)
+    model = build(Model(name="test_resnet", weights=path, train=True), 10, 3)
+    assert model.num_classes == 10 and len(model.fc.weight) == 10
+    own = model.state_dict()
+    same = {name for name, value in given.state_dict().items() if torch.equal(value, own[name])}
+    assert set(own) - same == {"fc.weight", "fc.bias"}
+
+
 def test_unknown_model_lists_close_names():
     with pytest.raises(SeamError, match="resnet18"):
         build(Model(name="resnet81"), 10, 3)

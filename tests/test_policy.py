@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,18 @@ from seam.params import Model
 from seam.policy import (
     entries,
     file_totals,
+    fit_policy,
     load_policy,
     make_policy,
     policy_bits,
     policy_layers,
     read_policy,
     stale_totals,
+    stored_mb,
     totals,
 )
 from seam.policy_schema import check_schema, schema
+from seam.quant.apply import quantize
 
 BITS = (2, 3, 4)
 LAYERS = [
@@ -104,6 +108,44 @@ def test_all_that_a_search_can_say_fits_the_schema_and_is_deterministic():
     assert first["cost"] == {"images": 640, "steps": 10, "image_macs": 640000}
     assert first["proxy"] == {key: value for key, value in PROXY.items() if key != "indices"}
     assert set(first["software"]) == {"seam", "torch", "timm", "python"}
+
+
+def test_a_misspelt_layer_is_named_with_its_likeliest_name():
+    layers = [*LAYERS[:1], *(layer._replace(name=f"blocks.0.conv{layer.name}") for layer in LAYERS[1:])]
+    content = policy(layers=layers)
+    content["layers"]["blocks.0.cnova"] = content["layers"].pop("blocks.0.conva")
+    with pytest.raises(SeamError, match=r"lacks .*conva; has surplus .*cnova; did you mean blocks.0.conva\?"):
+        fit_policy(content, layers)
+    model = build(Model(name="test_resnet"), 10, 3)
+    with pytest.raises(SeamError, match=r"no layer layer1.0.convv1; did you mean layer1.0.conv1"):
+        quantize(model, {"layer1.0.convv1": (4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [("block.0.*", "blocks.0.*"), ("blocks.9.*", "blocks.1.*"), ("blocks.0.cnv", "blocks.0.conv"), ("haed", "head")],
+)
+def test_a_pattern_that_matches_nothing_is_named_with_a_close_one(pattern, meant):
+    layers = [Layer(name, 1, 1, False) for name in ("blocks.0.conv", "blocks.1.conv", "head")]
+    with pytest.raises(
+        SeamError, match=rf"unknown layer '.*'; did you mean ({re.escape(meant)}|.* or {re.escape(meant)})"
+    ):
+        apply_locks(layers, exclude=[pattern])
+
+
+def test_onnx_stores_3_bits_as_4_and_5_to_7_as_8():
+    layers = {f"l{w}": {"w": w, "a": 4, "macs": 1, "params": 1000} for w in range(2, 9)}
+    layers["float"] = {"w": 32, "a": 32, "macs": 1, "params": 1000}
+    assert stored_mb(entries({"layers": layers})) == pytest.approx(1e-3 * (2 + 4 + 4 + 8 * 4 + 32) / 8)
+
+
+def test_threads_stand_beside_the_versions():
+    with_threads = policy(cost={**COST, "threads": 3}, versions=True)
+    check_schema(with_threads, "policy")
+    assert with_threads["threads"] == 3
+    assert "threads" not in policy(cost=COST, versions=True) and "threads" not in policy(cost={**COST, "threads": 3})
+    with pytest.raises(SeamError, match="threads"):
+        check_schema({**with_threads, "threads": 0}, "policy")
 
 
 def test_a_search_without_data_has_no_proxy():

@@ -57,6 +57,7 @@ def test_show_prints_every_layer_and_where_the_policy_comes_from(files):
         ["640 images, 10 steps, 640k images x MACs"],
         ["budget", "w4a4: 1e-05 of 2.4e-05 GBitOPs (41.7%)", "8/8 and counted apart"],
         ["totals", "1e-05 GBitOPs in the budget, 8.32e-06 counted apart; 6.5e-05 MB"],
+        ["network", "1.832e-05 GBitOPs, 6.5e-05 MB of weights in all", "6.5e-05 MB in ONNX"],
         ["software", "torch "],
     ):
         assert any(all(word in line for word in words) for line in done.stdout.splitlines()), words

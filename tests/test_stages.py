@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from engines import environment
 
@@ -68,6 +69,28 @@ def test_given_weights_are_taken_and_recorded(quick, tmp_path, monkeypatch):
     assert again.read_bytes() == own.read_bytes()
     assert str(own) in io.read_json(again.with_name("provenance.json"))["inputs"]
     assert io.read_csv(again.with_name("history.csv")) == []
+
+
+def test_training_goes_on_from_given_weights(quick, tmp_path, monkeypatch):
+    given = pretrained(quick).rename(tmp_path / "own.safetensors")
+    block = {"name": "test_resnet", "weights": str(given), "train": True, "preprocessing": "model"}
+    changes = {"pretrain__epochs": 1, "pretrain__lr": 1e-4, "models__resnet": block, "results": "again"}
+    weights = pretrained(smoke(tmp_path, monkeypatch, **changes))
+    before, after = (io.load_tensors(path) for path in (given, weights))
+    assert not torch.equal(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"])
+    assert torch.allclose(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"], atol=0.05)
+    metrics = io.read_json(weights.with_name("metrics.json"))
+    assert metrics["top1"] > 30 and len(io.read_csv(weights.with_name("history.csv"))) > 0
+
+
+def test_train_without_weights_to_start_from_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(SeamError, match="models.resnet: train: true says to go on from given weights"):
+        smoke(tmp_path, monkeypatch, models__resnet={"name": "test_resnet", "train": True})
+
+
+def test_accuracy_is_measured_on_as_many_test_images_as_asked_for(tmp_path, monkeypatch):
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, target__test_images=50)
+    assert io.read_json(pretrained(params).with_name("metrics.json"))["images"] == 50
 
 
 @pytest.mark.parametrize("sampling", ["random", "balanced", "herding", "k_center"])

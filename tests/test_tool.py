@@ -1,6 +1,7 @@
 """The tool and the Python API: a model, a folder of images, a limit; no pipeline."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from onnxruntime import InferenceSession
 from PIL import Image
 
 import seam.tool as seam
+from seam import runtime
 from seam.errors import SeamError
 from seam.io import read_json, save_tensors, sha256
 from seam.models import find_layers, input_size
@@ -55,7 +57,7 @@ def test_search_quantize_calibrate_finetune_evaluate(folder, model):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     full = seam.open_images(folder / "split", model, image_size=SIZE)
     quantized = seam.calibrate(seam.quantize(model, policy), full)
-    history = seam.finetune(quantized, full, epochs=4, lr=0.05, augment=False)
+    history = seam.finetune(quantized, full, epochs=4, lr=0.05, batch_norm="updated", augment=False)
     assert history[-1]["loss"] < history[0]["loss"]
     metrics = seam.evaluate(quantized, seam.open_images(folder / "split", model, "test", image_size=SIZE))
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
@@ -67,6 +69,7 @@ def test_the_same_seed_gives_the_same_policy(folder, model, method):
     options = {"method": method, "steps": 3, "settings": {"kernels": "eager"}}
     first, second = (seam.search(model, images, "w3a3", **options) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
+    assert first["threads"] == torch.get_num_threads()
 
 
 def test_macs_are_counted_at_the_model_s_size_not_at_the_proxy_s(folder, model):
@@ -130,6 +133,25 @@ def test_where_nothing_is_limited_all_layers_get_the_widest_bits(model, capsys):
     assert also["method"] == "random" and capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("method", ["random", "uniform"])
+def test_inputs_that_no_budget_limits_get_the_widest_bits(model, capsys, method):
+    """So do they with locked layers and with layers that share their input; a second budget that limits them is met."""
+    name = find_layers(model, seam.input_size(model))[2].name
+    policies = seam.search(model, budgets=["0.2 MB", "0.25 MB"], method=method, lock=[f"{name}=4/5"])
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "budget 0.2 MB: does not limit inputs; all get 6 bits (a second budget such as w4a4 would limit them)"
+    ]
+    for policy in policies:
+        assert policy["budget"]["share"] <= 1
+        assert {layer.a for layer in entries(policy) if not layer.fixed} == {6}
+        assert {layer.a for layer in entries(policy) if layer.locked} == {5}
+        assert {layer.w for layer in entries(policy) if not layer.fixed} != {6}
+    both = seam.search(model, budget=["0.2 MB", "w4a4"], method=method)
+    assert capsys.readouterr().err == "" and both["more_budgets"][0]["share"] <= 1
+    assert both["totals"]["mean_a"] < 6
+
+
 def test_a_transformer_takes_small_images(folder):
     model = timm.create_model("test_vit", num_classes=10).eval()
     images = seam.open_images(folder / "flat", model, image_size=SIZE)
@@ -191,6 +213,25 @@ def test_an_empty_class_folder_is_refused(tmp_path, model, empty):
         seam.open_images(data, model)
 
 
+def test_held_out_images_are_those_that_training_does_not_see(folder, model):
+    model.pretrained_cfg["input_size"] = (3, SIZE, SIZE)
+    assert seam.held_out(folder / "flat", model) is None and seam.held_out(folder / "split" / "train", model) is None
+    every, few = (seam.held_out(folder / "split", model, count=count) for count in (100, 20))
+    assert len(every) == 60 and all("val" in str(path) for path in every.paths)
+    assert few.labels.bincount().tolist() == [2] * 10 and few.image_size == (SIZE, SIZE)
+
+
+def test_phases_are_said_where_there_is_no_terminal_if_asked(capsys, monkeypatch):
+    def work():
+        with runtime.phase("calibrate"):
+            return list(runtime.progress("abc", 3, "search"))
+
+    assert work() == ["a", "b", "c"] and capsys.readouterr().err == ""
+    monkeypatch.setitem(runtime._said, "lines", False)  # put back afterwards
+    runtime.announce()
+    assert work() == ["a", "b", "c"] and capsys.readouterr().err == "calibrate ...\nsearch, 3 steps ...\n"
+
+
 def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
     policies = [seam.search(model, budgets=["w2a2", "w5a5"], method="random")[i] for i in (0, 1)]
     tuned = seam.quantize(model, policies[0])
@@ -242,17 +283,24 @@ def test_the_four_commands(folder, model, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "policy.json" in done.stdout
+    assert {"load test_resnet ...", "read images ...", "assign bits within w6a6 ..."} <= {*done.stderr.splitlines()}
+    about_mb = float(re.search(r"network in all: .* ONNX file about ([\d.]+) MB", done.stdout)[1])
     policy = ["--policy", "policy.json"]
     done = run("finetune", *policy, "--weights", "mine.safetensors", *data, "-o", "tuned.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "calibrate on 200 images ..." in done.stderr and "finetune, 3 steps ..." in done.stderr
+    assert "only 3 steps: fewer than about 50 seldom help; --epochs 17, or a smaller" in done.stderr
+    assert re.search(r"200 images, 3 steps, loss [\d.]+ -> [\d.]+, tuned.safetensors", done.stdout)
+    _, tuned_top1 = re.search(r"on 60 held-out images, .*: top1 ([\d.]+) -> ([\d.]+),", done.stdout).groups()
     done = run("evaluate", *policy, "--weights", "tuned.safetensors", *data, "-o", "metrics.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert read_json(tmp_path / "metrics.json")["top1"] >= 0
+    assert read_json(tmp_path / "metrics.json")["top1"] == pytest.approx(float(tuned_top1), abs=1e-3)
     shown = ("--images", 40)
     done = run("export", *policy, "--weights", "tuned.safetensors", *data, *shown, "-o", "model.onnx", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "equal to PyTorch on 40 images" in done.stdout
-    assert (tmp_path / "model.onnx").stat().st_size > 0
+    assert "export to ONNX ..." in done.stderr and "compare with onnxruntime, " in done.stderr
+    assert 0.75 <= about_mb * 1e6 / (tmp_path / "model.onnx").stat().st_size <= 1.0  # the rest is the graph
     report = read_json(tmp_path / "model.parity.json")
     assert report["file"] == "model.onnx"
     assert report["images"] == 40 and 0 <= report["top1_pytorch"] <= 100  # of 60, whose classes are the model's

@@ -85,6 +85,30 @@ def test_a_killed_run_resumes_and_ends_the_same(images, tmp_path, monkeypatch):
     assert meter.images == 2 * (len(images[0]) // 64) * 64 and "earlier" in meter.parts
 
 
+@pytest.mark.parametrize("kept", ["frozen", "updated"])
+def test_finetuning_keeps_or_updates_the_statistics_of_batch_norm(images, kept):
+    model = quantize(network(), {"layer1.0.conv1": (4, 4)})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = Finetune(epochs=1, kernels="eager", batch_norm=kept, threads=1)
+    training.train(model, settings, images[0].subset(range(256)), 0, CPU, Meter(CPU))
+    after = model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any("running_mean" in name for name in changed) == (kept == "updated")
+    assert any("bn1.weight" in name for name in changed)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("steps", [1, 25, 30, 1000])
+def test_no_more_steps_than_asked_for(images, steps):
+    model, meter = network(), Meter(CPU)
+    groups = training.training_groups(model, Training(epochs=2, lr=0.05))
+    loss = training.cross_entropy(model)
+    history = training.fit(model, loss, images[0], 2, 64, groups, 0, CPU, meter, steps=steps)
+    taken = min(steps, 2 * 22)
+    assert history[-1]["step"] == meter.steps == taken and meter.images == 64 * taken
+    assert meter.epochs == (2 if taken > 22 else 1) and history[-1]["lr"] < 0.051
+
+
 def test_finetuning_recovers_a_quantized_model(images):
     train, test = images
     model = network()

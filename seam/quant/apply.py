@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from seam.errors import SeamError
+from seam.errors import SeamError, did_you_mean
 from seam.groups import watch
 from seam.layers import FLOAT_BITS, Layer, check_ties, group_names
 from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
@@ -40,7 +40,8 @@ def quantize(
     bits = {name: tuple(pair) for name, pair in bits.items() if tuple(pair) != FLOAT_BITS}
     for name in bits:
         if name not in modules:
-            raise SeamError(f"policy: the model has no layer {name}")
+            hint = did_you_mean(name, modules)
+            raise SeamError(f"policy: the model has no layer {name}" + (f"; {hint}" if hint else ""))
         check_weight(name, modules[name])
     check_ties(bits, groups)
     shared: dict[str, Quantizer] = {}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from seam.quant.kernels import run
+from seam.runtime import one_thread
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -156,14 +157,13 @@ def initial_steps(x: Tensor, bounds: Tensor, counts: Tensor | None = None, candi
         x.amax(1)[None] / upper[:, None], -x.amin(1)[None] / lower.abs().clamp(min=1e-9)[:, None] * (lower < 0)[:, None]
     )
     reach = reach.clamp(min=1e-8)  # [B, C]
-    best, best_error = reach.clone(), torch.full_like(reach, float("inf"))
-    for fraction in torch.linspace(1.0, 0.15, candidates).tolist():
-        steps = reach * fraction
-        for b in range(len(lower)):
-            s = steps[b][:, None]
-            error = (torch.round((x / s).clamp(lower[b], upper[b])) * s - x).square()
-            error = error.sum(1) if counts is None else error @ counts
-            better = error < best_error[b]
-            best[b] = torch.where(better, steps[b], best[b])
-            best_error[b] = torch.where(better, error, best_error[b])
-    return best
+    steps = reach * torch.linspace(1.0, 0.15, candidates).to(x.device)[:, None, None]  # [candidates, B, C]
+    errors, error = torch.empty_like(steps), torch.empty_like(x)
+    # Thousands of operations on little data: where a core is busy, two threads wait for each other at every one.
+    with one_thread():
+        for n in range(candidates):
+            for b, (least, most) in enumerate(bounds.T.tolist()):
+                s = steps[n, b][:, None]
+                torch.div(x, s, out=error).clamp_(least, most).round_().mul_(s).sub_(x).square_()
+                errors[n, b] = error.sum(1) if counts is None else error @ counts
+    return steps.gather(0, errors.argmin(0, keepdim=True))[0]  # of equal errors the first, the widest step

@@ -5,10 +5,11 @@ A method is one function
     def preferences(problem: Problem) -> numpy.ndarray   # [layers, weight bits, activation bits], higher is better
 
 and `seam.assign` turns the table into the best policy within the budget. A module may set SPEND, the least share of the
-budget that its policies use, in place of the parameter `spend`; QUANTIZERS = False, where it calls none, so that no
-kernels need be there for them; and NETWORK = False, where the layers' sizes are all it needs: with `proxy: none` it is
-then given no network, and its job does not load torch. CLASSIFIER = True asks for a new classifier, for the proxy's
-classes, where these are not the target's.
+budget that its policies use, in place of the parameter `spend`; RAISE = False, where bits that cost nothing must stay
+as its preferences have them (`seam.assign.raise_free`); QUANTIZERS = False, where it calls none, so that no kernels
+need be there for them; and NETWORK = False, where the layers' sizes are all it needs: with `proxy: none` it is then
+given no network, and its job does not load torch. CLASSIFIER = True asks for a new classifier, for the proxy's classes,
+where these are not the target's.
 """
 
 import importlib
@@ -23,11 +24,13 @@ METHODS = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.s
 
 
 def solve(method: ModuleType, problem: Any, table: Any, budgets: Any) -> list[tuple[int, int]]:
-    """The best policy within the budgets for a method's table of preferences (`seam.assign.assign`)."""
-    from seam.assign import assign
+    """The best policy within the budgets for a method's table of preferences, bits that cost nothing at the widest."""
+    from seam.assign import assign, raise_free
 
     spend = getattr(method, "SPEND", problem.settings.spend)
-    return assign(table, problem.names, problem.settings.bits, budgets, spend, groups=problem.groups)
+    bits, groups = problem.settings.bits, problem.groups
+    assigned = assign(table, problem.names, bits, budgets, spend, groups=groups)
+    return raise_free(assigned, bits, budgets, groups) if getattr(method, "RAISE", True) else assigned
 
 
 def needs_network(method: ModuleType) -> bool:

@@ -24,6 +24,7 @@ from seam.models import capture_features, feature_count, input_size
 from seam.params import SearchSettings
 from seam.quant.clamps import clamp_in_quantizers
 from seam.quant.mixture import Mixture
+from seam.runtime import phase
 from seam.search.problem import Problem
 from seam.training import Group, cross_entropy, fit
 
@@ -49,7 +50,7 @@ def preferences(problem: Problem) -> np.ndarray:
     images = problem.images
     if settings.warmup_epochs:
         _warm_up(problem)
-    with problem.meter.part("setup"):
+    with problem.meter.part("setup"), phase("calibrate"):
         net = Mixture(problem.model, problem.layers, settings.bits)
         first = images.batches(settings.calibration_images, seed=problem.seed, device=device)
         net.calibrate([next(iter(first))])

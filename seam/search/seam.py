@@ -25,13 +25,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from seam.assign import assign
 from seam.errors import unknown
 from seam.margin import MarginLoss
 from seam.models import capture_features, feature_count, input_size
 from seam.quant.clamps import clamp_in_quantizers
 from seam.quant.mixture import Mixture
-from seam.search import jacobian
+from seam.runtime import phase
+from seam.search import jacobian, solve
 from seam.search.problem import Problem
 from seam.training import Group, fit
 
@@ -46,7 +46,7 @@ def preferences(problem: Problem) -> np.ndarray:
         raise unknown("start", str(start), ("jacobian", "zero"), "options")
     full = copy.deepcopy(problem.model).eval()
     first = _first_policy(problem) if start == "jacobian" else None
-    with problem.meter.part("setup"):
+    with problem.meter.part("setup"), phase("calibrate"):
         net = Mixture(problem.model, problem.layers, settings.bits)
         net.calibrate([next(iter(images.batches(settings.calibration_images, seed=problem.seed, device=device)))])
         if first is not None:
@@ -107,5 +107,4 @@ def _first_policy(problem: Problem) -> list[tuple[int, int]]:
     """The policy that the Jacobian sensitivities alone would choose."""
     given = copy.copy(problem)
     given.model = copy.deepcopy(problem.model)
-    table = jacobian.preferences(given)
-    return assign(table, problem.names, problem.settings.bits, problem.budgets, problem.settings.spend)
+    return solve(jacobian, given, jacobian.preferences(given), problem.budgets)

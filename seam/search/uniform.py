@@ -1,5 +1,7 @@
 """Uniform policies: every layer at the widest single (weight, activation) pair that the budget allows. Sees no data."""
 
+from itertools import product
+
 import numpy as np
 
 from seam.errors import SeamError
@@ -7,22 +9,26 @@ from seam.search.problem import Problem
 
 NETWORK = False
 SPEND = 0.0  # one pair for all layers: part of the budget may stay unspent
+RAISE = False  # and where a single layer could have more at no cost, it does not
 
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] with the preferred pair of all layers at 0 and all others far below.
 
-    Among the pairs within all budgets the costliest is taken; of equal ones the most balanced, then the one with more
-    weight bits.
+    Among the pairs within all budgets, those are left out for which a wider one costs no more: a budget in MB leaves
+    activations the widest bits. Of the rest the costliest is taken; of equal ones the most balanced, then the one with
+    more weight bits.
     """
     bits = problem.settings.bits
     costs = [(b.base + b.table.sum(0), b.limit * (1 + 1e-9)) for b in problem.budgets]
-    pairs = [
-        (costs[0][0][i, j], -abs(w - a), w, i, j)
-        for i, w in enumerate(bits)
-        for j, a in enumerate(bits)
-        if all(cost[i, j] <= limit for cost, limit in costs)
-    ]
+    every = list(product(range(len(bits)), repeat=2))
+    within = [pair for pair in every if all(cost[pair] <= limit for cost, limit in costs)]
+
+    def beaten(pair: tuple[int, int]) -> bool:
+        wider = (more for more in within if more != pair and more[0] >= pair[0] and more[1] >= pair[1])
+        return any(all(cost[more] <= cost[pair] for cost, _ in costs) for more in wider)
+
+    pairs = [(costs[0][0][i, j], -abs(bits[i] - bits[j]), bits[i], i, j) for i, j in within if not beaten((i, j))]
     if not pairs:
         specs = ", ".join(budget.spec for budget in problem.budgets)
         raise SeamError(f"budget {specs}: no uniform policy of {list(bits)} bits meets it")

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seam.quant import kernels
 from seam.quant.functional import _row_length, initial_steps, integer_bounds, mix
 from seam.quant.kernels import use_kernels
+from seam.runtime import one_thread
 
 BITS = (2, 3, 4, 5, 6)
 
@@ -179,3 +181,61 @@ def test_initial_steps_are_near_the_best(bits):
 
 def test_initial_steps_of_a_dead_channel_are_positive():
     assert (initial_steps(torch.zeros(3, 8), integer_bounds(BITS, True)) > 0).all()
+
+
+def plain_steps(x, bounds, counts):
+    """The search as a reader would write it: of all candidates the first of least error."""
+    best = torch.empty(bounds.shape[1], len(x))
+    for b, (low, high) in enumerate(bounds.T.tolist()):
+        reach = x.amax(1) / high
+        if low < 0:
+            reach = torch.maximum(reach, x.amin(1) / low)
+        reach, least = reach.clamp(min=1e-8), torch.full((len(x),), float("inf"))
+        for fraction in torch.linspace(1.0, 0.15, 24).tolist():
+            steps = reach * fraction
+            error = (torch.round((x / steps[:, None]).clamp(low, high)) * steps[:, None] - x).square()
+            error = error.sum(1) if counts is None else error @ counts
+            best[b] = torch.where(error < least, steps, best[b])
+            least = torch.minimum(error, least)
+    return best
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("shape", [(1, 4098), (3, 9), (37, 258), (64, 27)])
+def test_initial_steps_equal_a_plain_loop_bit_for_bit(shape, counted, signed):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).abs() if not signed else torch.randn(shape, generator=generator)
+    x[-1] = x[-1].clamp(-0.5, 0.5) * (torch.arange(shape[1]) % 2)  # half of them zeros
+    if len(x) > 2:
+        x[1], x[2] = 0.0, 1.0  # equal errors of several candidates
+    counts = torch.randint(1, 9, (shape[1],), generator=generator).float() if counted else None
+    bounds = integer_bounds(BITS, signed)
+    with one_thread():
+        expected = plain_steps(x, bounds, counts)
+    assert torch.equal(initial_steps(x, bounds, counts), expected)
+
+
+class _Threads(TorchDispatchMode):
+    """Notes in how many threads the divisions are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.div and args[0].shape == (4, 9):
+            self.seen.add(torch.get_num_threads())
+        return func(*args, **(kwargs or {}))
+
+
+def test_initial_steps_compute_in_one_thread_and_give_the_others_back():
+    """Operations so small take up to twenty times as long in two threads where one of two cores is busy."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with _Threads() as noted:
+            initial_steps(torch.rand(4, 9), integer_bounds(BITS, True)[:, :2], candidates=3)
+        assert noted.seen == {1} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from seam import training
+from seam import search, training
 from seam.assign import assign
 from seam.cost import parse_budget, parse_budgets
 from seam.data.loaders import load
@@ -161,6 +161,23 @@ def expected(table, budget):
 def test_uniform_is_uniform(budget, pair):
     assigned, share = solve("uniform", problem(budget=budget))
     assert set(assigned) == {pair} and share == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("budget", "pair"), [("3.5 bits", (3, 6)), ("2 bits", (2, 6)), ("6 bits", (6, 6))])
+def test_uniform_gives_the_widest_bits_to_inputs_that_cost_nothing(budget, pair):
+    given = problem(budget=budget)
+    assert set(
+        search.solve(load_method("uniform"), given, load_method("uniform").preferences(given), given.budgets)
+    ) == {pair}
+
+
+def test_uniform_stays_uniform_where_some_layers_could_have_more():
+    given = problem(budget="w3a3")
+    given.budgets[0].table[0] = 0.0
+    table = load_method("uniform").preferences(given)
+    assert len(set(search.solve(load_method("uniform"), given, table, given.budgets))) == 1
+    raised = search.solve(load_method("random"), given, load_method("random").preferences(given), given.budgets)
+    assert raised[0] == (6, 6)
 
 
 def test_uniform_stays_uniform_below_an_odd_budget():
