@@ -170,6 +170,12 @@ def finetune(
     else:
         measured = (f"{key} {before[key]:g} -> {after[key]:g}" for key in ("top1", "loss"))
         typer.echo(f"on {len(held)} held-out images, calibrated -> finetuned: {', '.join(measured)}")
+        if after["top1"] < before["top1"]:
+            typer.echo(
+                "finetuning made it worse: evaluate and export the full-precision --weights, which are then calibrated, "
+                "or finetune longer, on more images or with a lower --lr",
+                err=True,
+            )
 
 
 def evaluate(
