@@ -38,7 +38,8 @@ def cases() -> list[tuple]:
         found += [case(f"jacobian {kind}", "cifar10", seed=seed, options={"directions": kind}) for seed in (0, 1)]
     found += [case("jacobian", proxy, side) for proxy in ("digits", "cifar10") for side in (16, 32, 128, 224)]
     found += [case("jacobian", "cifar10", images=images) for images in (16, 32, 64, 256)]
-    found += [case("joint", proxy, images=512, budget_weight=2.0) for proxy in ("digits", "cifar10")]
+    strong = {"margin_weight": 1.0, "budget_weight": 2.0, "logit_lr": 0.15}
+    found += [case("joint", proxy, images=512, **strong) for proxy in ("digits", "cifar10")]
     return found
 
 

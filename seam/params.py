@@ -132,9 +132,9 @@ class SearchSettings(_Frozen):
     batch_size: Count = 64
     lr: Positive = 0.03  # joint: network weights, SGD
     weight_decay: NonNegative = 0.0  # joint
-    logit_lr: Positive = 0.15  # bit-width logits, Adam
+    logit_lr: Positive = 0.05  # bit-width logits, Adam
     step_lr: Positive = 1e-3  # log quantizer steps, Adam
-    margin_weight: NonNegative = 1.0  # lambda_m
+    margin_weight: NonNegative = 0.1  # lambda_m
     budget_weight: NonNegative = 20.0  # lambda_b
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
     spend: Annotated[float, Field(ge=0, le=1)] = 0.97  # least share of the budget that a policy uses

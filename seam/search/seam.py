@@ -35,7 +35,7 @@ from seam.search import jacobian, solve
 from seam.search.problem import Problem
 from seam.training import Group, fit
 
-_START = 1.0  # nats by which a logit starts lower for each step between its bit-width and that of the first policy
+_START = 2.0  # nats by which a logit starts lower for each step between its bit-width and that of the first policy
 
 
 def preferences(problem: Problem) -> np.ndarray:
