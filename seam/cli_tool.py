@@ -172,7 +172,7 @@ def finetune(
         typer.echo(f"on {len(held)} held-out images, calibrated -> finetuned: {', '.join(measured)}")
         if after["top1"] < before["top1"]:
             typer.echo(
-                "finetuning made it worse: evaluate and export the full-precision --weights, which are then calibrated, "
+                "finetuning made it worse: evaluate and export the full-precision --weights, calibrated, "
                 "or finetune longer, on more images or with a lower --lr",
                 err=True,
             )
