@@ -208,8 +208,10 @@ CHAINS = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_biases_of_layers_behind_one_another_stay_as_they_are(name, tmp_path):
-    """onnxruntime rounds a bias that Conv or Gemm holds where [Relu, Relu6 and] QuantizeLinear follow. Without a bias it
-    takes integer kernels, of which there are none for 2-bit weights."""
+    """onnxruntime rounds a bias that Conv or Gemm holds where [Relu, Relu6 and] QuantizeLinear follow.
+
+    Without a bias it takes integer kernels, of which there are none for 2-bit weights.
+    """
     torch.manual_seed(0)
     x, _ = digits(8, last=64)
     model = Chains(CHAINS[name])
