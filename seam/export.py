@@ -339,7 +339,7 @@ class _Rewriter:
         return bias
 
     def _is_requantized(self, node: NodeProto) -> bool:
-        """Whether a node's output is quantized with nothing but `_TRANSPARENT` between: where onnxruntime fuses."""
+        """Whether a node's output is quantized, with nothing but `_TRANSPARENT` between: onnxruntime then fuses it."""
         readers = self.readers[node.output[0]]
         while len(readers) == 1 and readers[0].op_type in _TRANSPARENT:
             readers = self.readers[readers[0].output[0]]
