@@ -47,16 +47,16 @@ def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
             if num_classes is None:
                 replace_head(model, found)
             elif spec.train:  # the classifier stays as it was made
-                state |= {name: value for name, value in model.state_dict().items() if name in _head_entries(model)}
+                own = model.state_dict()
+                state |= {name: own[name] for name in _head_entries(model)}
         _load(model, state, spec.weights)
     return model.eval()
 
 
 def _head_entries(model: nn.Module) -> set[str]:
-    """Names of the classifier's parameters."""
-    layer = classifier_layer(model)
-    name = next(name for name, module in model.named_modules() if module is layer)
-    return {f"{name}.{parameter}" for parameter, _ in layer.named_parameters()}
+    """Names of the parameters of the model's classifiers."""
+    inside = {id(parameter) for module in _classifiers(model) for parameter in module.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in inside}
 
 
 def _shrink_stem(model: nn.Module, name: str) -> None:

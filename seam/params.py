@@ -132,10 +132,10 @@ class SearchSettings(_Frozen):
     batch_size: Count = 64
     lr: Positive = 0.03  # joint: network weights, SGD
     weight_decay: NonNegative = 0.0  # joint
-    logit_lr: Positive = 0.05  # bit-width logits, Adam
+    logit_lr: Positive | None = None  # bit-width logits, Adam; None: the method's own, as for the next two
     step_lr: Positive = 1e-3  # log quantizer steps, Adam
-    margin_weight: NonNegative = 0.1  # lambda_m
-    budget_weight: NonNegative = 20.0  # lambda_b
+    margin_weight: NonNegative | None = None  # lambda_m
+    budget_weight: NonNegative | None = None  # lambda_b
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
     spend: Annotated[float, Field(ge=0, le=1)] = 0.97  # least share of the budget that a policy uses
     calibration_images: Count = 512
@@ -143,6 +143,10 @@ class SearchSettings(_Frozen):
     threads: Count = 2
     kernels: Literal["auto", "compiled", "eager"] = "auto"
     options: dict[str, Any] = {}
+
+    def filled(self, **own: Any) -> "SearchSettings":
+        """These settings with a method's own values where they give none."""
+        return self.model_copy(update={key: value for key, value in own.items() if getattr(self, key) is None})
 
     @field_validator("bits")
     @classmethod

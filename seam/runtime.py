@@ -104,6 +104,9 @@ def loader_workers(device: torch.device) -> int:
 class Meter:
     """Counts what a job costs: seconds by part, images, steps and multiply-accumulates.
 
+    images: that were looked at, each time. forwards: what was computed on them in forward passes' work: a backward pass
+    counts as two, or as one where it makes no gradients of weights. image_macs is `forwards` times macs_per_image.
+
     device: of `set_up`; None for a job without torch, on the CPU and in one thread.
     """
 
@@ -114,7 +117,7 @@ class Meter:
             import torch
 
             self._cuda, self._threads = torch.cuda if device.type == "cuda" else None, torch.get_num_threads()
-        self.images = self.steps = self.epochs = self.macs_per_image = 0
+        self.images = self.steps = self.epochs = self.macs_per_image = self.forwards = 0
         self.kernels = "none"
         self.seconds_once = 0.0  # compiling kernels: done once on a machine, so that no job's seconds hold it
         self.parts: dict[str, float] = {}
@@ -132,6 +135,11 @@ class Meter:
                 self._cuda.synchronize(self.device)
             spent = time.perf_counter() - start - (self.seconds_once - once)
             self.parts[name] = self.parts.get(name, 0.0) + spent
+
+    def look(self, images: int, forwards: int = 1) -> None:
+        """Count images that were looked at, and what was computed on each, in forward passes."""
+        self.images += images
+        self.forwards += images * forwards
 
     def add_earlier(self, seconds: float) -> None:
         """Count the seconds of an earlier process whose checkpoint this one resumes."""
@@ -162,7 +170,7 @@ class Meter:
             "steps": self.steps,
             "epochs": self.epochs,
             "macs_per_image": self.macs_per_image,
-            "image_macs": self.images * self.macs_per_image,
+            "image_macs": self.forwards * self.macs_per_image,
             "peak_memory_mb": round(self.peak_memory_mb(), 1),
             "device": str(self.device or "cpu"),
             "device_name": self._cuda.get_device_name(self.device) if self._cuda else processor_name(),

@@ -1,6 +1,7 @@
 """The pipeline's stages: each reads its inputs, calls the part that does the work, writes its folder of results."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,9 @@ def sample(params: Params, model: str, search: str, weights: Path, out: Path) ->
             target = {**target, "image_size": [params.target.image_size] * 2}
         if (proxy.dataset, proxy.path) != (params.target.dataset, params.target.path):
             manifest = fetch_dataset(proxy.dataset, params.data_root, proxy.path)
-        content = describe_proxy(
-            proxy, manifest, target, params.data_root, lambda: _feature_model(params, model, weights)
-        )
+        as_trained = params.model(model).preprocessing == "model"
+        found = partial(_feature_model, params, model, weights)
+        content = describe_proxy(proxy, manifest, target, params.data_root, found, as_trained)
     io.write_json(out / "proxy.json", content)
     provenance.record(params, "sample", {"model": model, "search": search}, [weights], [out / "proxy.json"])
     print(f"sample: {model}-{search}, " + (f"{content['count']} images of {proxy.dataset}" if proxy else "no images"))
@@ -268,7 +269,7 @@ def _searched(
         size = tuple(about["image_size"])
         images = load(proxy.dataset, params.data_root, proxy.split, proxy.path, about["indices"], size, channels)
         _prepared(params, job.model, network, images)
-        if classifier and proxy.dataset != params.target.dataset:
+        if classifier and (proxy.dataset, proxy.path) != (params.target.dataset, params.target.path):
             replace_head(network, len(images.classes))
         seen = input_size(channels, images.image_size)
         cut_taps(network, seen)

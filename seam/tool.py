@@ -181,7 +181,7 @@ def search(
 
     Args:
         images: the proxy; by default scikit-learn's digits. A folder with as many classes as the model is taken to
-            have the model's own; with others, and for a dataset by name, the search trains a new classifier first.
+            have the model's own; with others, and for a dataset by name, `joint` trains a new classifier first.
         budget: one limit or several to be met at once (`seam.cost.parse_budgets`); the first is the one spent. By
             default w4a4.
         budgets: a curve: one search at the budget in the middle, then an assignment for each; returns a list. Limits
@@ -212,10 +212,10 @@ def search(
     target = input_size(model)
     layers = apply_locks(find_layers(model, target), lock, exclude)
     batch = 32
-    most = getattr(found, "IMAGES", PROXY_IMAGES)
+    most = (settings or {}).get("options", {}).get("images") or getattr(found, "IMAGES", PROXY_IMAGES)
     with phase("read images"):
         images = _in_memory(images if images is not None else open_images(None, model), most)
-    epochs = math.ceil(steps * batch / max(len(images), batch))
+    epochs = math.ceil(steps / max(len(images) // batch, 1))
     own = model.num_classes == len(images.classes) and images.name not in DATASETS
     given = {
         "epochs": epochs,

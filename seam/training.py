@@ -181,7 +181,7 @@ def fit(
                 optimizer.step()
             step += 1
             meter.steps += 1
-            meter.images += len(y)
+            meter.look(len(y), forwards=3)
             count += 1
             for name, item in {"loss": value, **logs}.items():
                 sums[name] = sums.get(name, 0) + item.detach()
@@ -253,7 +253,7 @@ def _save(path: Path, step: int, history: list, module: nn.Module, optimizers: l
         "history": history,
         "module": module.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "meter": {"images": meter.images, "steps": meter.steps, "seconds": meter.seconds()},
+        "meter": {"images": meter.images, "forwards": meter.forwards, "steps": meter.steps, "seconds": meter.seconds()},
     }
     write_atomic(path, lambda temporary: torch.save(state, temporary))
 
@@ -269,6 +269,6 @@ def _restore(path: Path, module: nn.Module, optimizers: list, meter: Meter) -> t
         ) from None
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    meter.images, meter.steps = state["meter"]["images"], state["meter"]["steps"]
+    meter.images, meter.forwards, meter.steps = (state["meter"][key] for key in ("images", "forwards", "steps"))
     meter.add_earlier(state["meter"]["seconds"])
     return state["step"], state["history"]

@@ -97,7 +97,7 @@ def test_a_run_holds_a_job(tmp_path):
     ):
         assert run.data.metrics[key] == pytest.approx(float(row[key]))
     assert run.data.params["method"] == "seam"
-    assert run.data.params["search.margin_weight"] == "0.1"
+    assert run.data.params["search.margin_weight"] == "None"
     assert run.data.params["finetune.lr"] == "0.05"
     assert run.info.status == "FINISHED"
     inputs = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}

@@ -14,7 +14,12 @@ LARGEST = 224  # pixels: no proxy image is larger unless asked for
 
 
 def describe_proxy(
-    proxy: Proxy, manifest: dict[str, Any], target: dict[str, Any], root: str | Path, model: Callable[[], tuple]
+    proxy: Proxy,
+    manifest: dict[str, Any],
+    target: dict[str, Any],
+    root: str | Path,
+    model: Callable[[], tuple],
+    as_trained: bool = False,
 ) -> dict[str, Any]:
     """Choose the images of a proxy and describe them: the content of proxy.json.
 
@@ -23,6 +28,7 @@ def describe_proxy(
             images are given at. A proxy without a size takes that, at most 224 pixels a side: a network's deep layers
             see as much of few images as of many, but not at another resolution.
         model: gives (pretrained target model, device); called for herding and k-center only, which need features.
+        as_trained: the model takes images as timm states for it, not with the dataset's mean and deviation.
 
     Raises: SeamError if more images are asked for than there are.
     """
@@ -40,13 +46,15 @@ def describe_proxy(
     if wanted < available:
         features = None
         if proxy.sampling in NEED_FEATURES:
-            from seam.data.loaders import load
+            from seam.data.loaders import load, prepare_as_trained
             from seam.models import extract_features
 
             network, device = model()
             seen = load(
                 proxy.dataset, root, proxy.split, proxy.path, image_size=tuple(size), channels=target["channels"]
             )
+            if as_trained:
+                prepare_as_trained(seen, network.pretrained_cfg)
             features = extract_features(network, seen.batches(250, device=device))[0].numpy()
         labels = read_labels(proxy.dataset, root, proxy.split, proxy.path)
         indices = sample_indices(labels, wanted, proxy.sampling, proxy.seed, features)

@@ -25,6 +25,7 @@ The method trains nothing. Options:
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from sklearn.isotonic import isotonic_regression
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from seam.errors import unknown
+from seam.errors import SeamError, unknown
 from seam.groups import watch, weight_parameter
 from seam.models import capture_features, classifier_layer, extract_features
 from seam.quant.apply import input_samples
@@ -43,6 +44,7 @@ from seam.runtime import progress
 from seam.search.problem import Problem
 
 QUANTIZERS = False  # their errors are taken here, at steps of their own
+OPTIONS = ("images", "draws", "directions", "start")  # the last one is `seam`'s
 IMAGES = 128
 DRAWS = 2
 BATCH = 16
@@ -67,8 +69,8 @@ class _Watched:
 
     errors: B tensors Q_b(weight) - weight. group: number of the first layer that reads the same input.
     reads: the input as the layer was given it at each call, a tensor of its own to autograd, so that its gradient is
-    the one by way of this layer alone. taken: that gradient, given: the one of the output, for each call one a draw
-    (none where the features do not depend on it).
+    the one by way of this layer alone. versions: of the reads, to notice changes in place. taken: those gradients,
+    given: those of the outputs, for each call one a draw (none where the features do not depend on it).
     """
 
     layer: nn.Module
@@ -76,6 +78,7 @@ class _Watched:
     inputs: _Grid
     group: int
     reads: list[Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
     taken: list[list[Tensor]] = field(default_factory=list)
     given: list[list[Tensor]] = field(default_factory=list)
 
@@ -84,6 +87,7 @@ class _Watched:
             return x
         x = x.view_as(x)
         self.reads.append(x if x.requires_grad else x.requires_grad_())
+        self.versions.append(x._version)
         return x
 
     def note(self, output: Tensor) -> None:
@@ -91,6 +95,11 @@ class _Watched:
         gradients: list[Tensor] = []
         output.register_hook(lambda g: gradients.append(g.detach()))
         self.given.append(gradients)
+
+    def forget(self) -> None:
+        """Let go of the tensors of a pass."""
+        for kept in (self.reads, self.versions, self.taken, self.given):
+            kept.clear()
 
     def moved(self, x: Tensor, b: int) -> Tensor:
         """layer(x; Q_b(weight) - weight), without the bias: what the weight's error adds to the output."""
@@ -106,8 +115,8 @@ class _Watched:
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the error of the features, to first order, of each layer's (weight bits, activation bits)."""
     settings, model = problem.settings, problem.model.eval().requires_grad_(False)
-    draws = int(settings.options.get("draws", DRAWS))
-    count = min(int(settings.options.get("images", IMAGES)), len(problem.images))
+    draws, count = _counts(settings.options)
+    count = min(count, len(problem.images))
     x, labels = next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))
     with problem.meter.part("setup"):
         across = _directions(problem, x, labels)
@@ -119,12 +128,26 @@ def preferences(problem: Problem) -> np.ndarray:
         for batch in progress(batches, len(batches), "jacobian"):
             _propagate(model, batch, watched, across, draws, noise)
             errors += _squares(watched, len(batch))
-            # In forward passes' work: one, a backward pass without gradients of weights for each draw, and all layers
-            # once more for each bit-width.
-            problem.meter.images += len(batch) * (1 + draws + len(settings.bits))
+            for one in watched.values():
+                one.forget()
+            # A forward pass; a backward pass without gradients of weights for each draw; all layers for each bit-width.
+            problem.meter.look(len(batch), forwards=1 + draws + len(settings.bits))
     # More bits are never worse; where estimates say so it is noise.
     errors = np.apply_along_axis(isotonic_regression, 2, errors.cpu().numpy() / (count * draws), increasing=False)
     return -(errors[0][:, :, None] + errors[1][:, None, :])
+
+
+def _counts(options: Mapping[str, Any]) -> tuple[int, int]:
+    """The options `draws` and `images`, checked."""
+    for key in options:
+        if key not in OPTIONS:
+            raise unknown("option", key, OPTIONS, "options")
+    counts = {"draws": DRAWS, "images": IMAGES}
+    for key in counts.keys() & options.keys():
+        counts[key] = options[key]
+        if not isinstance(counts[key], int) or counts[key] < 1:
+            raise SeamError(f"options.{key}: must be a whole number of at least 1 (found {counts[key]!r})")
+    return counts["draws"], counts["images"]
 
 
 def _watch(problem: Problem, x: Tensor) -> dict[str, _Watched]:
@@ -133,6 +156,7 @@ def _watch(problem: Problem, x: Tensor) -> dict[str, _Watched]:
     modules = dict(problem.model.named_modules())
     functional = {layer.name for layer in problem.layers if layer.functional}
     samples = input_samples(problem.model, names, [(part, None) for part in x.split(64)])
+    problem.meter.forwards += len(x)
     signed = integer_bounds(bits, signed=True).to(x.device)
     watched: dict[str, _Watched] = {}
     for name, group in zip(names, groups, strict=True):
@@ -170,6 +194,8 @@ def _directions(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:
     else:
         rows = classifier_layer(problem.model).weight.detach().flatten(1).float()
     rows = (rows - rows.mean(0)).to(x.device)
+    if not rows.norm() > 0:
+        raise SeamError(f"options.directions: {kind} needs at least two classes")
     return rows * (rows.shape[1] ** 0.5 / rows.norm())
 
 
@@ -182,9 +208,6 @@ def _propagate(
     noise: torch.Generator,
 ) -> None:
     """One forward pass of images x and `draws` backward passes: leaves in `watched` what they read, and gradients."""
-    for one in watched.values():
-        one.reads.clear()
-        one.given.clear()
     with (
         torch.enable_grad(),
         capture_features(model) as features,
@@ -200,7 +223,9 @@ def _propagate(
                 u = u + torch.randn(len(z), len(across), generator=noise, device=z.device) @ across
             gradients.append(torch.autograd.grad((u * z).sum(), reads, retain_graph=left > 0, allow_unused=True))
     found = zip(*gradients, strict=True)
-    for one in watched.values():
+    for name, one in watched.items():
+        if any(read._version != version for read, version in zip(one.reads, one.versions, strict=True)):
+            raise SeamError(f"layer {name}: its input is changed in place later on; such models are not supported")
         one.taken = [[g for g in next(found) if g is not None] for _ in one.reads]
 
 
@@ -223,8 +248,8 @@ def _squares(watched: Mapping[str, _Watched], count: int) -> Tensor:
 def _projected(calls: Iterable[tuple[list[Tensor], Callable[[int], Tensor]]], width: int, count: int) -> Tensor:
     """[B] sum over draws and images of (sum over calls of g D_b)^2, for calls (g, one a draw; b -> D_b).
 
-    Where the first axis is not the images' (windows of a Swin transformer), all images are summed first: their u_i are
-    independent, so this is unbiased too, but rougher.
+    Images are told apart where the first axis has their number: it is taken to be theirs. Elsewhere (windows of a Swin
+    transformer) all images are summed first: their u_i are independent, so this is unbiased too, but rougher.
     """
     calls = [(torch.stack(gradients), error) for gradients, error in calls if gradients]
     if not calls:

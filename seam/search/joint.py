@@ -29,6 +29,7 @@ from seam.search.problem import Problem
 from seam.training import Group, cross_entropy, fit
 
 CLASSIFIER = True
+OWN = {"margin_weight": 1.0, "budget_weight": 2.0, "logit_lr": 0.15}
 
 
 def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
@@ -46,7 +47,7 @@ def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] log-probability of each layer's (weight bits, activation bits) at the end of the search."""
-    settings, device = problem.settings, problem.device
+    settings, device = problem.settings.filled(**OWN), problem.device
     images = problem.images
     if settings.warmup_epochs:
         _warm_up(problem)

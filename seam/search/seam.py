@@ -35,18 +35,20 @@ from seam.search import jacobian, solve
 from seam.search.problem import Problem
 from seam.training import Group, fit
 
+OWN = {"margin_weight": 0.1, "budget_weight": 20.0, "logit_lr": 0.05}
 _START = 2.0  # nats by which a logit starts lower for each step between its bit-width and that of the first policy
 
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] log-probability of each layer's (weight bits, activation bits) at the end of the search."""
-    settings, device, images = problem.settings, problem.device, problem.images
+    settings, device, images = problem.settings.filled(**OWN), problem.device, problem.images
     start = settings.options.get("start", "jacobian")
     if start not in ("jacobian", "zero"):
         raise unknown("start", str(start), ("jacobian", "zero"), "options")
     full = copy.deepcopy(problem.model).eval()
     first = _first_policy(problem) if start == "jacobian" else None
     with problem.meter.part("setup"), phase("calibrate"):
+        problem.model.requires_grad_(False)
         net = Mixture(problem.model, problem.layers, settings.bits)
         net.calibrate([next(iter(images.batches(settings.calibration_images, seed=problem.seed, device=device)))])
         if first is not None:
@@ -60,6 +62,7 @@ def preferences(problem: Problem) -> np.ndarray:
         net(x)
         with torch.no_grad():
             full(x)
+        problem.meter.forwards += len(x)
         moved = (F.normalize(kept[-1].float(), dim=1) - F.normalize(wanted[-1].float(), dim=1)).square().sum(1).mean()
         lost = F.relu(margins[0](kept[-1], y) - margins[1](wanted[-1], y))
         spent, *others = (net.expected(table) + base for table, base in zip(tables, bases, strict=True))
@@ -107,4 +110,6 @@ def _first_policy(problem: Problem) -> list[tuple[int, int]]:
     """The policy that the Jacobian sensitivities alone would choose."""
     given = copy.copy(problem)
     given.model = copy.deepcopy(problem.model)
-    return solve(jacobian, given, jacobian.preferences(given), problem.budgets)
+    table = jacobian.preferences(given)
+    with problem.meter.part("solve"):
+        return solve(jacobian, given, table, problem.budgets)

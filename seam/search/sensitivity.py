@@ -57,7 +57,7 @@ def preferences(problem: Problem) -> np.ndarray:
             known: dict[str, list[Tensor]] = {}
             with _outputs(modules, names, known):
                 reference = _features(net, x)
-            problem.meter.images += len(x)
+            problem.meter.look(len(x))
             for i, pair in enumerate(quantizers):
                 with _replayed(modules, names[:i], known):
                     for kind, quantizer in enumerate(pair):
@@ -66,7 +66,7 @@ def preferences(problem: Problem) -> np.ndarray:
                         quantizer.enabled = True
                         errors[kind, i, j] += (_features(net, x) - reference).square().sum().item() / count
                         quantizer.enabled = False
-                        problem.meter.images += len(x)
+                        problem.meter.look(len(x))
     return -(errors[0][:, :, None] + errors[1][:, None, :])
 
 

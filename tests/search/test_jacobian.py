@@ -5,9 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import MODELS, SIZE, create
+from torch import nn
 
 from seam.cost import parse_budget
 from seam.errors import SeamError
+from seam.layers import Layer
 from seam.models import build, capture_features, find_layers
 from seam.params import Model, SearchSettings
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples, quantize
@@ -22,16 +24,17 @@ BITS = (2, 4, 6)
 
 
 class Images:
-    """Images without labels, as a method that asks for none needs them."""
+    """Images as a method asks for them."""
 
-    def __init__(self, x):
+    def __init__(self, x, labels=None):
         self.x = x
+        self.labels = torch.arange(len(x)) % 4 if labels is None else labels
 
     def __len__(self):
         return len(self.x)
 
     def batches(self, count, **_):
-        yield self.x[:count], torch.arange(min(count, len(self.x))) % 4
+        yield self.x[:count], self.labels[:count]
 
 
 @pytest.fixture(autouse=True)
@@ -130,13 +133,16 @@ def test_every_layer_of_every_architecture_has_an_error(name):
         shared = given.groups.index(group) != i  # the input's error is counted once, with the group's first layer
         assert (np.ptp(table[i], axis=1).max() == 0) == shared
         assert np.ptp(table[i], axis=0).max() > 0
-    assert given.meter.images == 16 * (1 + 4 + len(BITS))
+    assert given.meter.images == 16 and given.meter.forwards == 16 * (1 + 1 + 4 + len(BITS))
 
 
 def test_the_same_seed_gives_the_same_table_and_labels_do_not_matter():
     model = create("test_convnext")
     first, again, other = (jacobian.preferences(problem(model, images(), seed=seed)) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+    unlabelled = problem(model, images())
+    unlabelled.images.labels = torch.zeros(len(unlabelled.images), dtype=torch.int64)
+    assert np.array_equal(first, jacobian.preferences(unlabelled))
 
 
 def test_the_margin_s_directions_count_more():
@@ -150,6 +156,73 @@ def test_the_margin_s_directions_count_more():
     given.settings.options["directions"] = "centroid"
     with pytest.raises(SeamError, match="did you mean centroids"):
         jacobian.preferences(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 0}, "options.draws: must be a whole number of at least 1"),
+        ({"images": 2.5}, "options.images: must be a whole number"),
+        ({"drwas": 3}, "did you mean draws"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    given = problem(create("test_convnext"), images(2))
+    given.settings = given.settings.model_copy(update={"options": options})
+    with pytest.raises(SeamError, match=message):
+        jacobian.preferences(given)
+
+
+def test_centroids_of_one_class_are_refused():
+    given = problem(create("test_convnext"), images(1))
+    given.settings.options["directions"] = "centroids"
+    with pytest.raises(SeamError, match="needs at least two classes"):
+        jacobian.preferences(given)
+
+
+class Chain(nn.Module):
+    """Layers behind one another, the second called twice; the features of its classifier are what it gives."""
+
+    num_classes = 3
+
+    def __init__(self, in_place=False):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.in_place = in_place
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, x):
+        y = self.first(x.flatten(1))
+        z = self.second(torch.tanh(self.second(y)))
+        if self.in_place:
+            y += z
+            z = y
+        return self.head(z)
+
+
+def chained(model):
+    layers = [Layer(name, 64, 64, name != "second", name) for name in ("first", "second", "head")]
+    settings = SearchSettings(bits=BITS, options={"images": 4000, "draws": 1})
+    x = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(0)).repeat(500, 1, 1, 1)
+    budgets = [parse_budget("w4a4", layers, BITS)]
+    return Problem(copy.deepcopy(model), layers, Images(x), budgets, settings, 0, CPU, Meter(CPU))
+
+
+def test_a_layer_that_is_called_twice_moves_the_features_in_all():
+    torch.manual_seed(0)
+    model = Chain().eval()
+    given = chained(model)
+    table = jacobian.preferences(given)
+    weights, inputs = brute_force(model, given)
+    assert -table[0, 0, 0] + table[0, -1, 0] == pytest.approx(weights[0, 0] - weights[0, -1], rel=0.1)
+    assert -table[0, 0, 0] + table[0, 0, -1] == pytest.approx(inputs[0, 0] - inputs[0, -1], rel=0.1)
+
+
+def test_an_input_that_is_changed_in_place_later_is_refused():
+    with pytest.raises(SeamError, match="layer second: its input is changed in place later on"):
+        jacobian.preferences(chained(Chain(in_place=True).eval()))
 
 
 def test_a_frozen_network_has_gradients_too():

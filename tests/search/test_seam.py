@@ -48,7 +48,8 @@ def test_the_network_stays_as_it_was_trained(digits, trained):
     modules = dict(given.model.named_modules())
     for name, module in trained.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
-            assert torch.equal(weight_parameter(modules[name]), module.weight)
+            weight = weight_parameter(modules[name])
+            assert torch.equal(weight, module.weight) and weight.grad is None
         if isinstance(module, torch.nn.BatchNorm2d):
             assert torch.equal(modules[name].running_mean, module.running_mean)
             assert torch.equal(modules[name].weight, module.weight)

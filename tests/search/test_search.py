@@ -45,8 +45,7 @@ def problem(images=None, budget="w3a3", seed=0, size=(1, 28, 28), model="test_re
     torch.manual_seed(0)
     model = build(Model(name=model), 10, 1)
     layers = find_layers(model, size)
-    strong = {"margin_weight": 1.0, "budget_weight": 2.0, "logit_lr": 0.15}  # as trained weights bear
-    checked = SearchSettings(epochs=1, calibration_images=128, kernels="eager", **{**strong, **settings})
+    checked = SearchSettings(epochs=1, calibration_images=128, kernels="eager", **settings)
     return Problem(model, layers, images, [parse_budget(budget, layers, BITS)], checked, seed, CPU, Meter(CPU))
 
 
