@@ -6,7 +6,7 @@ from torchvision.transforms import v2
 
 from seam.data import loaders
 from seam.data.fetch import labels
-from seam.data.loaders import FileSet, TensorSet, load
+from seam.data.loaders import FileSet, TensorSet, load, prepare_as_trained
 from seam.errors import SeamError
 
 
@@ -271,3 +271,16 @@ def test_labels_follow_the_names_of_trains_classes(write_folder, tmp_path):
 def test_labels_come_in_the_images_order(fashion_root, dataset, split):
     images = load(dataset, fashion_root, split)
     assert labels(dataset, fashion_root, split).tolist() == images.labels.tolist()
+
+
+def test_images_are_prepared_as_a_model_was_trained():
+    stated = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 0.9, "interpolation": "bicubic"}
+    labels = torch.zeros(1, dtype=torch.int64)
+    pixels = torch.full((1, 4, 4, 3), 51, dtype=torch.uint8)
+    held = prepare_as_trained(TensorSet(pixels, labels, ["a"], [0.5] * 3, [0.5] * 3, True), stated)
+    x, _ = next(iter(held.batches(1)))
+    assert torch.allclose(x[0, :, 0, 0], torch.tensor([(0.2 - 0.1) / 0.4, 0.0, (0.2 - 0.3) / 0.6]), atol=1e-6)
+    files = prepare_as_trained(FileSet(["x"], labels, ["a"], [0.5] * 3, [0.5] * 3, (90, 90)), stated)
+    assert (files.crop_share, files.interpolation, files.preprocessing["resize"]) == (0.9, "bicubic", [100, 100])
+    gray = prepare_as_trained(TensorSet(pixels[..., :1], labels, ["a"], [0.5], [0.25], True), stated)
+    assert (gray.mean, gray.std) == ([0.5], [0.25])  # as many channels as timm states, or the set's own
