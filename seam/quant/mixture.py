@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seam.cost import Budget
 from seam.layers import Layer
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
@@ -155,6 +157,14 @@ class Mixture(nn.Module):
     def expected(self, table: Tensor) -> Tensor:
         """Expected cost, for a table [L, B, B] of each layer's (weight bits, activation bits)."""
         return torch.einsum("lw,lwa,la->", self.weight_probs, table, self.input_probs[self.group])
+
+    def excess(self, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
+        """Expected cost as a share of the first budget, E / B, and how far off the budgets it is: (log E / B)^2 for the
+        first, which is to be spent, and the same for the others where they are exceeded."""
+        device = self.weight_probs.device
+        tables = (torch.tensor(b.table / b.limit, dtype=torch.float32, device=device) for b in budgets)
+        spent, *others = (self.expected(table) + b.base / b.limit for table, b in zip(tables, budgets, strict=True))
+        return spent, spent.log().square() + sum(F.relu(other.log()).square() for other in others)
 
     def entropy(self) -> Tensor:
         """Mean entropy of all the bit-width distributions, in bits: 0 when each has decided."""

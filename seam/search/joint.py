@@ -56,15 +56,12 @@ def preferences(problem: Problem) -> np.ndarray:
         first = images.batches(settings.calibration_images, seed=problem.seed, device=device)
         net.calibrate([next(iter(first))])
         margin = MarginLoss(len(images.classes), feature_count(problem.model)).to(device)
-        tables = [torch.tensor(b.table / b.limit, dtype=torch.float32, device=device) for b in problem.budgets]
-        bases = [b.base / b.limit for b in problem.budgets]
 
     def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         net.temperature = settings.temperature**done
         ce = F.cross_entropy(net(x), y)
         margin_loss = margin(features[-1], y)
-        spent, *others = (net.expected(table) + base for table, base in zip(tables, bases, strict=True))
-        excess = spent.log().square() + sum(F.relu(other.log()).square() for other in others)
+        spent, excess = net.excess(problem.budgets)
         total = ce + settings.budget_weight * excess
         if settings.margin_weight:
             total = total + settings.margin_weight * margin_loss

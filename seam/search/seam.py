@@ -54,8 +54,6 @@ def preferences(problem: Problem) -> np.ndarray:
         if first is not None:
             net.start(first, _START)
         margins = [MarginLoss(len(images.classes), feature_count(problem.model)).to(device) for _ in range(2)]
-        tables = [torch.tensor(b.table / b.limit, dtype=torch.float32, device=device) for b in problem.budgets]
-        bases = [b.base / b.limit for b in problem.budgets]
 
     def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         net.temperature = settings.temperature**done
@@ -65,8 +63,7 @@ def preferences(problem: Problem) -> np.ndarray:
         problem.meter.forwards += len(x)
         moved = (F.normalize(kept[-1].float(), dim=1) - F.normalize(wanted[-1].float(), dim=1)).square().sum(1).mean()
         lost = F.relu(margins[0](kept[-1], y) - margins[1](wanted[-1], y))
-        spent, *others = (net.expected(table) + base for table, base in zip(tables, bases, strict=True))
-        excess = spent.log().square() + sum(F.relu(other.log()).square() for other in others)
+        spent, excess = net.excess(problem.budgets)
         total = moved + settings.budget_weight * excess
         if settings.margin_weight:
             total = total + settings.margin_weight * lost
