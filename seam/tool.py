@@ -73,7 +73,13 @@ def open_images(
     from seam.data.loaders import load, prepare_as_trained
 
     channels, *full = default_input_size(model)
-    size = (image_size, image_size) if image_size else tuple(full) if full_size else _bounded(full)
+    size = (
+        (image_size, image_size)
+        if image_size
+        else tuple(full)
+        if full_size
+        else tuple(min(side, PROXY_SIZE) for side in full)
+    )
     if data is None:
         images = load("digits", data_root, "all", None, image_size=size, channels=channels)
     elif Path(data).is_dir():
@@ -85,10 +91,6 @@ def open_images(
         images = load(str(data), data_root, split, None, image_size=size, channels=channels)
     images.name = str(data or "digits")
     return prepare_as_trained(images, _stated(model))
-
-
-def _bounded(size: Sequence[int]) -> tuple[int, ...]:
-    return tuple(min(side, PROXY_SIZE) for side in size)
 
 
 def held_out(
@@ -212,7 +214,9 @@ def search(
     target = input_size(model)
     layers = apply_locks(find_layers(model, target), lock, exclude)
     batch = 32
-    most = (settings or {}).get("options", {}).get("images") or getattr(found, "IMAGES", PROXY_IMAGES)
+    most = PROXY_IMAGES
+    if hasattr(found, "IMAGES"):
+        most = (settings or {}).get("options", {}).get("images", found.IMAGES)
     with phase("read images"):
         images = _in_memory(images if images is not None else open_images(None, model), most)
     epochs = math.ceil(steps / max(len(images) // batch, 1))

@@ -25,8 +25,8 @@ def describe_proxy(
 
     Args:
         proxy: what to take; manifest: of its dataset; target: the target's manifest, with the size (H, W) that its
-            images are given at. A proxy without a size takes that, at most 224 pixels a side: a network's deep layers
-            see as much of few images as of many, but not at another resolution.
+            images are given at. A proxy without a size takes that, at most 224 pixels a side: on smaller images deep
+            layers see fewer pixels, and their bits are chosen for that.
         model: gives (pretrained target model, device); called for herding and k-center only, which need features.
         as_trained: the model takes images as timm states for it, not with the dataset's mean and deviation.
 

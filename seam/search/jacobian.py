@@ -238,10 +238,9 @@ def _squares(watched: Mapping[str, _Watched], count: int) -> Tensor:
     for i, one in enumerate(layers):
         calls = [(g, partial(one.moved, x)) for x, g in zip(one.reads, one.given, strict=True)]
         squares[0, i] = _projected(calls, width, count)
-        if one.group == i:  # a shared input is counted once, with the group's first layer
-            group = [other for other in layers if other.group == i]
-            pairs = (pair for other in group for pair in zip(other.reads, other.taken, strict=True))
-            squares[1, i] = _projected([(g, partial(one.inputs.error, x)) for x, g in pairs], width, count)
+        readers = [other for other in layers if other.group == i]  # of a shared input, all at the group's first layer
+        pairs = (pair for other in readers for pair in zip(other.reads, other.taken, strict=True))
+        squares[1, i] = _projected([(g, partial(one.inputs.error, x)) for x, g in pairs], width, count)
     return squares
 
 

@@ -3,14 +3,11 @@ import copy
 import pytest
 import torch
 
-from seam import training
 from seam.cost import parse_budget
-from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.groups import weight_parameter
-from seam.models import build, find_layers
-from seam.params import Model, SearchSettings, Training
-from seam.quant.kernels import use_kernels
+from seam.models import find_layers
+from seam.params import SearchSettings
 from seam.runtime import Meter
 from seam.search import jacobian, seam, solve
 from seam.search.problem import Problem
@@ -19,20 +16,9 @@ CPU = torch.device("cpu")
 BITS = (2, 3, 4, 5, 6)
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    use_kernels("eager")
-    torch.set_num_threads(1)
-    return load("digits", tmp_path_factory.mktemp("data"), "train")
-
-
-@pytest.fixture(scope="module")
-def trained(digits):
-    torch.manual_seed(0)
-    model = build(Model(name="test_resnet"), 10, 1)
-    groups = training.training_groups(model, Training(epochs=3, lr=0.05))
-    training.fit(model, training.cross_entropy(model), digits, 3, 64, groups, 0, CPU, Meter(CPU))
-    return model
+@pytest.fixture
+def trained(trained_model):
+    return trained_model
 
 
 def problem(model, images, budget="w3a3", **settings):

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from seam import search, training
+from seam import search
 from seam.assign import assign
 from seam.cost import parse_budget, parse_budgets
-from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.locks import apply_locks
 from seam.models import build, capture_features, find_layers
-from seam.params import Model, SearchSettings, Training
+from seam.params import Model, SearchSettings
 from seam.quant.apply import calibrate, quantize
-from seam.quant.kernels import use_kernels
 from seam.quant.modules import Quantizer, weight_quantizer
 from seam.runtime import Meter
 from seam.search import METHODS, load_method
@@ -24,21 +22,9 @@ BITS = (2, 3, 4, 5, 6)
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    use_kernels("eager")
-    torch.set_num_threads(1)
-    return load("digits", tmp_path_factory.mktemp("data"), "train")
-
-
-@pytest.fixture(scope="module")
-def trained(digits):
-    """Weights of the model after a short training on digits: a search starts from a trained model."""
-    torch.manual_seed(0)
-    model = build(Model(name="test_resnet"), 10, 1)
-    settings = Training(epochs=3, lr=0.05)
-    groups = training.training_groups(model, settings)
-    training.fit(model, training.cross_entropy(model), digits, 3, 64, groups, 0, CPU, Meter(CPU))
-    return model.state_dict()
+def trained(trained_model):
+    """The weights of the trained model."""
+    return trained_model.state_dict()
 
 
 def problem(images=None, budget="w3a3", seed=0, size=(1, 28, 28), model="test_resnet", **settings):
