@@ -6,10 +6,10 @@ Of each module the model with the fewest parameters is taken, at the smallest im
 with random weights, turned into the search network, calibrated, and makes one search step on two random images:
 cross-entropy, margin and budget, backward, with a check that all gradients of bit-width logits and steps are finite.
 Then one exact assignment for w3a3, and the quantized model of that policy makes one training step too, with a check
-that each layer is given quantized numbers, and that leaving activations to quantizers (`seam.quant.clamps`) changes no
+that each layer is given quantized numbers, and that leaving activations to quantizers (`fused_activations`) changes no
 gradient by a bit.
 Built anew, the model gets random biases and BatchNorm statistics, each layer random bits from 2 to 8, and it is
-exported and compared with PyTorch layer by layer, on four random images (`seam.parity`).
+exported and compared with PyTorch layer by layer, on four random images (`seam.onnx.parity`).
 Each part runs in a process of its own, limited in time and memory. What the CSV has already is skipped, so an
 interrupted run goes on; --only runs the named modules again.
 
@@ -68,8 +68,9 @@ def build(name: str):
     import timm
 
     from seam.errors import SeamError
-    from seam.models import build, default_input_size, find_layers
-    from seam.params import Model
+    from seam.models.build import build
+    from seam.models.find import default_input_size, find_layers
+    from seam.settings import Model
 
     usual = default_input_size(timm.create_model(name))
     reason: Exception | None = None
@@ -102,7 +103,7 @@ def count_on_grid(model, x) -> int:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    from seam.groups import WEIGHTED, layer_input, weight_argument
+    from seam.models.groups import WEIGHTED, layer_input, weight_argument
 
     class Count(TorchFunctionMode):
         uses = 0
@@ -125,15 +126,15 @@ def attempt(name: str) -> dict:
     import torch
     import torch.nn.functional as F
 
-    from seam.assign import assign
-    from seam.cost import parse_budget
-    from seam.layers import group_names
-    from seam.margin import MarginLoss
-    from seam.models import capture_features, feature_count
-    from seam.policy import policy_bits
+    from seam.models.features import capture_features, feature_count
+    from seam.models.layers import group_names
+    from seam.policy.assign import assign
+    from seam.policy.budget import parse_budget
+    from seam.policy.file import policy_bits
     from seam.quant.apply import calibrate, quantize
-    from seam.quant.clamps import clamp_in_quantizers
+    from seam.quant.fused_activations import clamp_in_quantizers
     from seam.quant.mixture import Mixture
+    from seam.training.margin import MarginLoss
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -196,7 +197,7 @@ def attempt_export(name: str) -> dict:
     """One file, compared with PyTorch."""
     import torch
 
-    from seam.export import export, parity
+    from seam.onnx.export import export, parity
     from seam.quant.apply import calibrate, quantize
 
     torch.set_num_threads(1)

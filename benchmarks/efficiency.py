@@ -17,8 +17,8 @@ import csv
 import statistics
 from pathlib import Path
 
-from seam.params import load_params
-from seam.results import JobResult, load
+from seam.experiment.params import load_params
+from seam.experiment.results import JobResult, load
 
 SHAPES = {"target": ("resnet18@224", 1_281_167, 16), "proxy": ("resnet18-stem7@32", 50_000, 32)}
 CLOSE = 0.3  # points of top-1

@@ -18,9 +18,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from seam.cores import available_cores
-from seam.graph import Node, nodes
-from seam.params import load_params
+from seam.experiment.graph import Node, nodes
+from seam.experiment.params import load_params
+from seam.runtime.cores import available_cores
 
 LOOPS = ("train", "sensitivity", "evaluate")
 COMPILING = "compiling kernels, once on a machine"

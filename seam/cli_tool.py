@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seam.cores import available_cores
+from seam.runtime.cores import available_cores
 
 Model = Annotated[str, typer.Option(help="timm model.")]
 ModelOfPolicy = Annotated[str, typer.Option(help="timm model; by default the policy's.")]
@@ -32,21 +32,21 @@ DATA_ROOT = Path("data")
 
 def _model(name: str, weights: Path | None, classes: int | None, channels: int = 3, *, untrained: bool = False):
     """The model with the given weights, else timm's pretrained ones (none when `untrained`)."""
-    from seam.params import Model as Spec
-    from seam.runtime import phase
+    from seam.runtime.progress import phase
+    from seam.settings import Model as Spec
 
     spec = Spec(name=name, weights=str(weights) if weights else None, pretrained=not weights and not untrained)
     with phase(f"load {name}"):
-        from seam.models import build
+        from seam.models.build import build
 
         return build(spec, classes, channels)
 
 
 def _limit(threads: int) -> None:
-    from seam.cores import limit_threads
+    from seam.runtime.cores import limit_threads
 
     limit_threads(threads)
-    from seam.runtime import announce
+    from seam.runtime.progress import announce
 
     announce()
 
@@ -84,8 +84,9 @@ def search(
     With --params: a stage of the pipeline.
     """
     _limit(threads)
-    from seam import io, show
-    from seam.cost import read_spec
+    from seam import io
+    from seam.policy import show
+    from seam.policy.budget import read_spec
 
     widths, curve = _bits(bits), [spec.strip() for spec in budgets.split(",") if spec.strip()]
     for spec in (*budget, *curve):
@@ -229,8 +230,8 @@ def export(
     _limit(threads)
     from seam import io
     from seam import tool as api
-    from seam.export import export_verified
-    from seam.runtime import phase, progress
+    from seam.onnx.export import export_verified
+    from seam.runtime.progress import phase, progress
 
     quantized, about = _quantized(policy, model, weights, data, data_root, device)
     shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root)
@@ -263,10 +264,10 @@ def layers(
 ) -> None:
     """List a model's layers, for --lock and --exclude: their names, costs, and which read the same tensor."""
     _limit(1)
-    from seam import show
     from seam import tool as api
-    from seam.locks import apply_locks
-    from seam.models import find_layers
+    from seam.models.find import find_layers
+    from seam.models.locks import apply_locks
+    from seam.policy import show
 
     network = _model(model, weights, classes, untrained=True)
     size = api.input_size(network)
@@ -297,7 +298,7 @@ def _full_precision(model: str, weights: Path | None, classes: int | None):
 def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: bool = False):
     """The full-precision model that a policy is for, and what the policy says of it."""
     from seam.errors import SeamError
-    from seam.policy import read_policy
+    from seam.policy.file import read_policy
 
     about = read_policy(policy).get("model", {})
     name = model or about.get("name", "")

@@ -6,8 +6,8 @@ import torch
 from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2
 
-from seam.models import build
-from seam.params import Model
+from seam.models.build import build
+from seam.settings import Model
 
 SIZE = (3, 32, 32)
 SWIN = {"img_size": 32, "window_size": 4, "depths": (2, 2), "embed_dim": 24, "num_heads": (2, 4)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from engines import copy_repository, run, snakemake, text
 
-from seam.params import Params, load_params
+from seam.experiment.params import Params, load_params
 
 SMOKE = "experiments/smoke.yaml"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seam.experiment.params import Params, parse_params
+from seam.experiment.results import pack
 from seam.io import write_csv, write_json, write_text
-from seam.params import Params, parse_params
-from seam.results import pack
 
 SEARCHES = {
     "near": {"method": "seam", "proxy": {"dataset": "digits", "split": "all"}},

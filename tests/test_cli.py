@@ -7,8 +7,8 @@ import time
 import pytest
 from engines import REPOSITORY, environment
 
-from seam.cores import available_cores
-from seam.params import load_params
+from seam.experiment.params import load_params
+from seam.runtime.cores import available_cores
 
 STAGES = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate", "claims", "report", "log")
 SMOKE = "experiments/smoke.yaml"
@@ -56,7 +56,16 @@ def test_help_of_the_tool_says_the_threads_and_whether_data_is_needed(command):
     assert ("by default scikit-learn's digits" in data) == (command in ("search", "export"))
 
 
-@pytest.mark.parametrize("module", ["seam.cli", "seam.params", "seam.graph", "seam.provenance", "seam.schedule"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "seam.cli",
+        "seam.experiment.params",
+        "seam.experiment.graph",
+        "seam.experiment.provenance",
+        "seam.experiment.schedule",
+    ],
+)
 def test_what_the_engines_import_is_light(module):
     heavy = {"torch", "timm", "sklearn", "mlflow", "matplotlib", "scipy", "pandas"}
     code = f"import sys, {module}; print(' '.join({heavy!r} & set(sys.modules)))"

@@ -16,11 +16,11 @@ from onnxruntime import InferenceSession
 from PIL import Image
 
 import seam.tool as seam
-from seam import runtime
 from seam.errors import SeamError
 from seam.io import read_json, save_tensors, sha256
-from seam.models import find_layers, input_size
-from seam.policy import entries
+from seam.models.find import find_layers, input_size
+from seam.policy.file import entries
+from seam.runtime import progress
 
 SIZE = 32
 
@@ -223,12 +223,12 @@ def test_held_out_images_are_those_that_training_does_not_see(folder, model):
 
 def test_phases_are_said_where_there_is_no_terminal_if_asked(capsys, monkeypatch):
     def work():
-        with runtime.phase("calibrate"):
-            return list(runtime.progress("abc", 3, "search"))
+        with progress.phase("calibrate"):
+            return list(progress.progress("abc", 3, "search"))
 
     assert work() == ["a", "b", "c"] and capsys.readouterr().err == ""
-    monkeypatch.setitem(runtime._said, "lines", False)  # put back afterwards
-    runtime.announce()
+    monkeypatch.setitem(progress._said, "lines", False)  # put back afterwards
+    progress.announce()
     assert work() == ["a", "b", "c"] and capsys.readouterr().err == "calibrate ...\nsearch, 3 steps ...\n"
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from seam import io
-from seam.data.files import FilesReader, class_folders
-from seam.data.readers import SPLITS, Reader, open_reader
+from seam.data.files import FilesReader, class_folders, folder_reader, torchvision_reader
+from seam.data.readers import SPLITS, CifarReader, DigitsReader, IdxReader, Reader
 from seam.data.registry import DATASETS, DatasetInfo
 from seam.data.sources import from_debian, from_torchvision, say
 from seam.errors import SeamError, unknown
@@ -219,7 +219,7 @@ def _train_pixels(reader: Reader) -> np.ndarray:
     arrays = reader.arrays("train")
     if arrays is not None:
         return arrays.pixels
-    from seam.data.sets import read_sample
+    from seam.data.filesets import read_sample
 
     return read_sample(reader.files("train"), reader.image_size, reader.channels, MOMENT_IMAGES)
 
@@ -238,3 +238,23 @@ def moments(pixels: np.ndarray) -> tuple[list[float], list[float]]:
         mean.append(round(centre, 6))
         std.append(round(float(np.sqrt(share @ (values - centre) ** 2)), 6))
     return mean, std
+
+
+def open_reader(info: DatasetInfo, base: Path, cache: Path) -> Reader:
+    """The reader of whatever form of the dataset is in the folder `base`.
+
+    cache: folder for what is derived from many small files. SeamError says what is missing, incomplete or corrupt.
+    """
+    if info.layout == "digits":
+        reader: Reader = DigitsReader()
+    elif info.layout == "idx":
+        reader = IdxReader(info, base)
+    elif info.layout == "folder" or class_folders(base):
+        reader = folder_reader(info, base, cache)
+    elif info.layout == "cifar":
+        reader = CifarReader(info, base)
+    else:
+        reader = torchvision_reader(info, base, cache)
+    if info.classes is not None and len(reader.classes) != info.classes:
+        raise SeamError(f"{base}: {info.name} has {info.classes} classes, found {len(reader.classes)}")
+    return reader

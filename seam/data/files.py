@@ -3,15 +3,16 @@
 import contextlib
 import hashlib
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from seam.data.decode import open_image, read_image
 from seam.data.readers import SPLITS, Arrays, Files, Reader
 from seam.data.registry import DatasetInfo
 from seam.errors import SeamError
+from seam.runtime.progress import progress
 
 SMALL = 64  # pixels: sets whose images all have one size of at most this live in memory ...
 SMALL_BYTES = 2 << 30  # ... if they fit in this
@@ -76,7 +77,7 @@ class FilesReader(Reader):
 
         pixels = np.empty((len(labels), *self.image_size, self.channels), dtype=np.uint8)
         files = self.splits[split].paths
-        for i, file in enumerate(progress(files, f"decoding {self.base.name}/{split}")):
+        for i, file in enumerate(progress(files, len(files), f"decode {self.base.name}/{split}")):
             image = read_image(file, self.channels)
             if image.size != self.image_size[::-1]:
                 raise SeamError(
@@ -96,42 +97,24 @@ def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
     folders = class_folders(base)
     if folders is None:
         raise SeamError(f"{base}: must have the folders train/ and val/ (or test/), each with one folder a class")
-    classes = _subfolders(folders["train"])
+    classes = subfolders(folders["train"])
     if not classes:
         raise SeamError(f"{folders['train']}: no class folders; put each class's images in a folder of its name")
-    strangers = sorted(set(_subfolders(folders["test"])) - set(classes))
+    strangers = sorted(set(subfolders(folders["test"])) - set(classes))
     if strangers:
         raise SeamError(f"{folders['test']}: classes that train/ has not: {', '.join(strangers[:10])}")
-    splits = {split: _walk(folder, classes) for split, folder in folders.items()}
+    splits = {split: list_images(folder, classes) for split, folder in folders.items()}
     if not splits["test"].paths:
         raise SeamError(f"{folders['test']}: no images in its class folders")
     return FilesReader(base, cache, splits, classes, info)
 
 
-def flat_folder(base: Path, image_size: tuple[int, int], channels: int):
-    """A `seam.data.sets.FileSet` of a folder that holds one folder a class; normalised to mean 0.5 and deviation 0.25.
-
-    Raises SeamError where there are no class folders, or one without images.
-    """
-    import torch
-
-    from seam.data.sets import FileSet
-
-    classes = _subfolders(base)
-    files = _walk(base, classes)
-    if not files.paths:
-        raise SeamError(
-            f"{base}: no images; put them in one folder a class, or in train/ and val/ with one folder a class"
-        )
-    moments = [0.5] * channels, [0.25] * channels
-    return FileSet(files.paths, torch.from_numpy(files.labels), classes, *moments, image_size)
-
-
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, hidden ones apart: its classes."""
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 
 
-def _walk(folder: Path, classes: list[str]) -> Files:
+def list_images(folder: Path, classes: list[str]) -> Files:
     """The images in the classes' folders; a class may have none, but not an empty one: is it a class or a mistake?"""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -178,36 +161,8 @@ def _inspect(paths: list[str], channels: int | None) -> tuple[tuple[int, int] | 
     """The common (H, W) of a sample of the images (None: they differ); their channels: 1 if all are gray, else 3."""
     sizes, modes = set(), set()
     for path in paths[:: max(1, len(paths) // 100)]:
-        with _opened(path) as image:
+        with open_image(path) as image:
             sizes.add(image.size)
             modes.add(image.mode)
     gray = modes <= {"1", "L", "I", "I;16", "F"}
     return (sizes.pop()[::-1] if len(sizes) == 1 else None), channels or (1 if gray else 3)
-
-
-def _opened(path: str):
-    from PIL import Image
-
-    try:
-        return Image.open(path)
-    except OSError as error:
-        raise SeamError(f"{path}: corrupt, or not an image ({error}); replace or delete it") from None
-
-
-def read_image(path: str, channels: int):
-    """Decode an image file to a PIL image, gray (1 channel) or RGB (3). SeamError names a broken file."""
-    with _opened(path) as image:
-        try:
-            return image.convert("L" if channels == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise SeamError(f"{path}: corrupt or truncated image ({error}); replace or delete it") from None
-
-
-def progress(items, description: str):
-    """Iterate with a progress bar on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, description, console=Console(stderr=True), transient=True)

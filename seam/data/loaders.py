@@ -1,5 +1,6 @@
 """From a dataset's name to a set of images that gives normalised batches."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import numpy as np
 import torch
 
 from seam.data.fetch import known, opened, parts
-from seam.data.sets import FileSet, ImageSet, TensorSet, luma, prepare_as_trained, resize_pixels
+from seam.data.files import folder_reader, list_images, subfolders
+from seam.data.filesets import FileSet, prepare_as_trained
+from seam.data.registry import DATASETS
+from seam.data.sets import ImageSet, TensorSet, luma, resize_pixels
 from seam.errors import SeamError
 
 IN_MEMORY_BYTES = 512 << 20  # a set that a larger image_size would make larger than this is resized batch by batch
@@ -86,3 +90,28 @@ def _positions(dataset: str, split: str, indices: Sequence[int] | None, count: i
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) -> FileSet:
+    """The images of a user's own folder, one folder a class, normalised to mean 0.5 and deviation 0.25.
+
+    Of a folder with train/ and val/ or test/ those of the split; without train/ those of test/ or val/, whatever the
+    split; without these all that is there. Raises SeamError where there are no images, or a class has none.
+    """
+    parts = [name for name in ("train", "val", "test") if (base / name).is_dir()]
+    if split == "test" and {"val", "test"} <= {*parts}:
+        print(f"{base}: has test/ and val/; taking test/", file=sys.stderr)
+    if "train" in parts:
+        reader = folder_reader(DATASETS["folder"], base, base)
+        files, classes = reader.files(split), reader.classes
+    else:
+        if parts and split == "train":
+            print(f"{base}: has no train/; taking {parts[-1]}/", file=sys.stderr)
+        folder = base / parts[-1] if parts else base
+        classes = subfolders(folder)
+        files = list_images(folder, classes)
+        if not files.paths:
+            raise SeamError(
+                f"{folder}: no images; put them in one folder a class, or in train/ and val/ with one folder a class"
+            )
+    return FileSet(files.paths, torch.from_numpy(files.labels), classes, [0.5] * channels, [0.25] * channels, size)

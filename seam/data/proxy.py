@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from seam.errors import SeamError
-from seam.params import Proxy
+from seam.settings import Proxy
 
 LARGEST = 224  # pixels: no proxy image is larger unless asked for
 
@@ -47,7 +47,7 @@ def describe_proxy(
         features = None
         if proxy.sampling in NEED_FEATURES:
             from seam.data.loaders import load, prepare_as_trained
-            from seam.models import extract_features
+            from seam.models.features import extract_features
 
             network, device = model()
             seen = load(

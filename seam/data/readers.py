@@ -187,25 +187,3 @@ def parse_idx(data: bytes, path: Path) -> np.ndarray:
     if array.size != dims.prod():
         raise SeamError(f"{path}: truncated: {array.size} of {dims.prod()} bytes; delete it and fetch again")
     return array.reshape(dims)
-
-
-def open_reader(info: DatasetInfo, base: Path, cache: Path) -> Reader:
-    """The reader of whatever form of the dataset is in the folder `base`.
-
-    cache: folder for what is derived from many small files. SeamError says what is missing, incomplete or corrupt.
-    """
-    from seam.data.files import class_folders, folder_reader, torchvision_reader
-
-    if info.layout == "digits":
-        reader: Reader = DigitsReader()
-    elif info.layout == "idx":
-        reader = IdxReader(info, base)
-    elif info.layout == "folder" or class_folders(base):
-        reader = folder_reader(info, base, cache)
-    elif info.layout == "cifar":
-        reader = CifarReader(info, base)
-    else:
-        reader = torchvision_reader(info, base, cache)
-    if info.classes is not None and len(reader.classes) != info.classes:
-        raise SeamError(f"{base}: {info.name} has {info.classes} classes, found {len(reader.classes)}")
-    return reader

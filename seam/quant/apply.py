@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from seam.errors import SeamError, did_you_mean
-from seam.groups import watch
-from seam.layers import FLOAT_BITS, Layer, check_ties, group_names
+from seam.models.groups import watch
+from seam.models.layers import FLOAT_BITS, Layer, check_ties, group_names
+from seam.models.padding_taps import without_unreached_taps
 from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
-from seam.taps import without_unreached_taps
 
 
 def quantize(
@@ -27,10 +27,10 @@ def quantize(
 
     Args:
         bits: layer name -> (weight bits, activation bits) of 2 to 8; layers at 32/32 stay in full precision.
-        layers: of `seam.models.find_layers`, for their groups and for how they are called; without them no layer
+        layers: of `seam.models.find.find_layers`, for their groups and for how they are called; without them no layer
             shares its input quantizer.
         size: (C, H, W) of the images that the model is for: steps are fitted to the weights that they reach
-            (`seam.taps`). None: to all.
+            (`seam.models.padding_taps`). None: to all.
 
     Raises: SeamError naming a layer that the model does not have or that cannot be quantized, and layers of one group
         with different activation bits.

@@ -8,7 +8,7 @@ quantizer):
     dL/ds_b = c_b sum_x dL/dy (q_b - inside_b x / s_b)                               (LSQ, Esser et al. 2020, eq. 3)
     dL/dc_b = s_b sum_x dL/dy q_b
 
-x may be clamped to limits first, as ReLU and ReLU6 do (`seam.quant.clamps`): in the same pass, with dL/dx 0 outside.
+x may be clamped to limits first, as ReLU and ReLU6 do (`fused_activations`): in the same pass, with dL/dx 0 outside.
 
 Forward is one pass (read x, write y), backward is one (read x and dL/dy, write dL/dx, reduce the rest): only x is
 kept. The passes are in `seam.quant.kernels`.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from seam.quant.kernels import run
-from seam.runtime import one_thread
+from seam.runtime.process import one_thread
 
 
 def _dense(x: Tensor) -> Tensor:

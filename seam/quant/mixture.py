@@ -5,7 +5,7 @@ A layer keeps one weight tensor and, for its weight and for its input, one logit
     x~ = sum_b softmax(alpha / T)_b Q_b(x),
 
 then one convolution of the mixed input with the mixed weight (EdMIPS, Cai & Vasconcelos 2020, shares the weight in the
-same way). Layers that read the same tensor (`seam.groups`) share the input's logits and steps, and it is mixed once. T
+same way). Layers that read the same tensor (`seam.models`) share the input's logits and steps, and it is mixed once. T
 is lowered during the search, so that the mixture ends close to one bit-width.
 """
 
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seam.cost import Budget
-from seam.layers import Layer
+from seam.models.layers import Layer
+from seam.policy.cost import Budget
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
-from seam.quant.clamps import take
 from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
+from seam.quant.fused_activations import take
 from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize
 
 

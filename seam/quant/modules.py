@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from seam.errors import SeamError
-from seam.groups import WEIGHTED, layer_input, replace_input, weight_argument, weight_parameter
-from seam.quant.clamps import take
+from seam.models.groups import WEIGHTED, layer_input, replace_input, weight_argument, weight_parameter
 from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
+from seam.quant.fused_activations import take
 
 _CHANNEL_SAMPLES = 256  # elements of a weight channel that its initial step is fitted to
 _TENSOR_SAMPLES = 4096  # elements of an activation tensor, likewise
@@ -35,6 +35,8 @@ class Quantizer(nn.Module):
         channels: number of output channels for per-channel steps (weights), None for one step (activations).
         signed: two's complement range, else from zero.
     """
+
+    TAKES_PART_OF_KERNEL = True  # a step a channel, none a tap: `seam.models.padding_taps` may cut the kernel behind it
 
     def __init__(self, bits: int, channels: int | None, signed: bool = True):
         super().__init__()

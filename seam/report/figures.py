@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 
-from seam.params import Report
+from seam.experiment.params import Report
+from seam.experiment.results import JobResult, Results, curves
 from seam.report.style import RC, REFERENCE, Style, legend, save, styles
-from seam.results import JobResult, Results, curves
 
 ROW, BLOCK = 0.5, 1.35  # inches: a policy's row in the bits chart; title and layer names of a block
 
 
 def draw_all(results: Results, folder: Path, report: Report) -> None:
-    """Draw every figure named in `seam.graph.FIGURES` into `folder`, in each of the report's formats."""
+    """Draw every figure named in `seam.experiment.graph.FIGURES` into `folder`, in each of the report's formats."""
     for name, draw in FIGURES.items():
         with matplotlib.rc_context(RC):
             figure = draw(results, styles(results.params))

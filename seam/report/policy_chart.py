@@ -8,10 +8,10 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 from seam.errors import SeamError
-from seam.policy import entries, file_totals
+from seam.policy.file import entries, file_totals
+from seam.policy.show import describe_model
 from seam.report.figures import draw_bits
 from seam.report.style import COLOURS, RC, save
-from seam.show import describe_model
 
 FORMATS = ("png", "svg")
 _LAYER = 0.15  # inches

@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from seam.experiment.params import Params
 from seam.io import write_atomic
-from seam.params import Params
 
 # Okabe and Ito's colours, which stay apart under the common kinds of colour blindness; yellow is too pale on white.
 # The last four, from Paul Tol's muted set, serve grids of more than six searched policies.

@@ -4,7 +4,7 @@ On a proxy batch the search network (`seam.quant.mixture`) minimises
 
     L = cross-entropy + lambda_m margin + lambda_b (log E - log B)^2
 
-over its weights, steps and bit-width logits together, where margin is `seam.margin.MarginLoss`, E the expected cost of
+over its weights, steps and bit-width logits together, where margin is `MarginLoss`, E the expected cost of
 the mixture (for BitOPs, sum_l MACs_l E[w_l] E[a_l]), and B the budget. The last term pulls from both sides: a search
 that ends below its budget wastes it. Further budgets add the same term where they are exceeded. The softmax's
 temperature falls geometrically from 1 to `temperature`, so that the logits end sharp. lambda_m = 0 is the objective of
@@ -19,14 +19,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from seam.margin import MarginLoss
-from seam.models import capture_features, feature_count, input_size
-from seam.params import SearchSettings
-from seam.quant.clamps import clamp_in_quantizers
+from seam.models.features import capture_features, feature_count
+from seam.models.find import input_size
+from seam.quant.fused_activations import clamp_in_quantizers
 from seam.quant.mixture import Mixture
-from seam.runtime import phase
+from seam.runtime.progress import phase
 from seam.search.problem import Problem
-from seam.training import Group, cross_entropy, fit
+from seam.settings import SearchSettings
+from seam.training.loop import cross_entropy, fit
+from seam.training.margin import MarginLoss
+from seam.training.optimizers import Group
 
 CLASSIFIER = True
 OWN = {"margin_weight": 1.0, "budget_weight": 2.0, "logit_lr": 0.15}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from seam.cost import Budget
-from seam.layers import Layer, group_names
-from seam.params import SearchSettings
-from seam.runtime import Meter
+from seam.errors import SeamError
+from seam.models.layers import Layer, group_names
+from seam.policy.cost import Budget
+from seam.runtime.meter import Meter
+from seam.runtime.progress import phase
+from seam.search.methods import needs_classifier, needs_kernels
+from seam.settings import SearchSettings
 
 if TYPE_CHECKING:
     import torch
@@ -56,3 +61,82 @@ class Problem:
         """The group of each searchable layer, in the same order: layers of one group share their activation bits."""
         groups = group_names(self.layers)
         return [groups[name] for name in self.names]
+
+
+def prepare(
+    method: ModuleType,
+    model: nn.Module | None,
+    images: Any,
+    layers: Sequence[Layer],
+    budgets: Sequence[Budget],
+    settings: SearchSettings,
+    seed: int,
+    device: torch.device | None,
+    meter: Meter,
+    *,
+    own_classes: bool = True,
+    kernels: bool = True,
+) -> Problem:
+    """Make a full-precision network and a proxy's images ready for a method; the model may be changed or copied.
+
+    The network gets the images' size, a classifier for the proxy's classes where the method scores them, and loses what
+    such images never reach.
+
+    Args:
+        own_classes: the proxy's classes are the model's.
+        kernels: load those that the method needs.
+    """
+    if images is not None:
+        from seam.models.build import replace_head
+        from seam.models.find import input_size, total_macs
+        from seam.models.padding_taps import cut_taps
+
+        with meter.part("setup"):
+            model, images = _at_size(model, images)
+            if needs_classifier(method) and not own_classes:
+                replace_head(model, len(images.classes))
+            size = input_size(images.channels, images.image_size)
+            cut_taps(model, size)
+            meter.macs_per_image = total_macs(model, size)
+    if model is not None:
+        import torch
+
+        model = model.to(device, memory_format=torch.channels_last)
+    if images is not None and kernels and needs_kernels(method):
+        from seam.quant.kernels import use_kernels
+
+        with meter.part("kernels"), phase("prepare kernels"):
+            meter.kernels, meter.seconds_once = use_kernels(settings.kernels, (1, len(settings.bits)), device)
+    return Problem(model, layers, images, budgets, settings, seed, device, meter)
+
+
+def _at_size(model: nn.Module, images: Any) -> tuple[nn.Module, Any]:
+    """The model (timm's transformers, built for one size: a copy) for the images' size; else images of the model's.
+
+    SeamError: the model does not take the size, and the images cannot be enlarged.
+    """
+    from seam.models.find import default_input_size, input_size
+    from seam.models.groups import run_once
+
+    try:
+        fitted = model
+        if hasattr(model, "set_input_size"):
+            fitted = copy.deepcopy(model)
+            fitted.set_input_size(img_size=images.image_size)
+        run_once(fitted, input_size(images.channels, images.image_size))
+        return fitted, images
+    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
+        full = default_input_size(model)[1:]
+        if not hasattr(images, "enlarged"):
+            raise SeamError(f"the model refuses images of {images.image_size} ({error}); give it {full}") from None
+        return model, images.enlarged(full)
+
+
+def solve(method: ModuleType, problem: Any, table: Any, budgets: Any) -> list[tuple[int, int]]:
+    """The best policy within the budgets for a method's table of preferences, bits that cost nothing at the widest."""
+    from seam.policy.assign import assign, raise_free
+
+    spend = getattr(method, "SPEND", problem.settings.spend)
+    bits, groups = problem.settings.bits, problem.groups
+    assigned = assign(table, problem.names, bits, budgets, spend, groups=groups)
+    return raise_free(assigned, bits, budgets, groups) if getattr(method, "RAISE", True) else assigned

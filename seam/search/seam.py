@@ -5,7 +5,7 @@ The network stays as it was trained: weights and BatchNorm's statistics are froz
 
     L = mean_i ||z'_i - z_i||^2 + lambda_m max(0, margin(z') - margin(z)) + lambda_b (log E - log B)^2
 
-over its bit-width logits and quantizer steps. margin is `seam.margin.MarginLoss` (lower separates classes better), so
+over its bit-width logits and quantizer steps. margin is `MarginLoss` (lower separates classes better), so
 the second term punishes what falls below full precision's separation of the proxy's classes, and only that: a margin
 that is maximised can grow on the proxy while the features go elsewhere. E is the expected cost of the mixture (for
 BitOPs, sum_l MACs_l E[w_l] E[a_l]), and B the budget. The last term pulls from both sides: a search that ends below its
@@ -26,14 +26,16 @@ import torch
 import torch.nn.functional as F
 
 from seam.errors import unknown
-from seam.margin import MarginLoss
-from seam.models import capture_features, feature_count, input_size
-from seam.quant.clamps import clamp_in_quantizers
+from seam.models.features import capture_features, feature_count
+from seam.models.find import input_size
+from seam.quant.fused_activations import clamp_in_quantizers
 from seam.quant.mixture import Mixture
-from seam.runtime import phase
-from seam.search import jacobian, solve
-from seam.search.problem import Problem
-from seam.training import Group, fit
+from seam.runtime.progress import phase
+from seam.search import jacobian
+from seam.search.problem import Problem, solve
+from seam.training.loop import fit
+from seam.training.margin import MarginLoss
+from seam.training.optimizers import Group
 
 OWN = {"margin_weight": 0.1, "budget_weight": 20.0, "logit_lr": 0.05}
 _START = 2.0  # nats by which a logit starts lower for each step between its bit-width and that of the first policy

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seam.models import capture_features
+from seam.models.features import capture_features
 from seam.quant.apply import calibrate, quantize
 from seam.quant.modules import weight_quantizer
-from seam.runtime import progress
+from seam.runtime.progress import progress
 from seam.search.problem import Problem
 
 CHUNK = 128  # images at a time: the outputs of all layers are kept for them

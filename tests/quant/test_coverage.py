@@ -8,17 +8,19 @@ from timm.layers import ScaledStdConv2d, StdConv2d, StdConv2dSame
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from seam.assign import assign
-from seam.cost import parse_budget
 from seam.errors import SeamError
-from seam.groups import watch
-from seam.margin import MarginLoss
-from seam.models import build, capture_features, classifier_layer, feature_count, find_layers
-from seam.params import Model
+from seam.models.build import build
+from seam.models.features import capture_features, feature_count
+from seam.models.find import classifier_layer, find_layers
+from seam.models.groups import watch
+from seam.policy.assign import assign
+from seam.policy.budget import parse_budget
 from seam.quant.apply import calibrate, quantize
 from seam.quant.kernels import use_kernels
 from seam.quant.mixture import Mixture
 from seam.quant.modules import weight_quantizer
+from seam.settings import Model
+from seam.training.margin import MarginLoss
 
 BITS = (2, 4, 6)
 

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seam.quant import kernels
 from seam.quant.functional import _row_length, initial_steps, integer_bounds, mix
 from seam.quant.kernels import use_kernels
-from seam.runtime import one_thread
+from seam.runtime.process import one_thread
 
 BITS = (2, 3, 4, 5, 6)
 

@@ -8,7 +8,7 @@ from torch._inductor.utils import fresh_cache
 
 from seam.quant import kernels
 from seam.quant.kernels import use_kernels
-from seam.runtime import Meter
+from seam.runtime.meter import Meter
 
 
 @pytest.fixture(autouse=True)

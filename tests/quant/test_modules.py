@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from seam.errors import SeamError
-from seam.models import find_layers
+from seam.models.find import find_layers
 from seam.quant.apply import calibrate, quantize
 from seam.quant.kernels import use_kernels
 from seam.quant.mixture import Mixture

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from seam import training
 from seam.data.loaders import load
-from seam.models import build
-from seam.params import Model, Training
+from seam.models.build import build
 from seam.quant.kernels import use_kernels
-from seam.runtime import Meter
+from seam.runtime.meter import Meter
+from seam.settings import Model, Training
+from seam.training.loop import fit
+from seam.training.supervised import cross_entropy, training_groups
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,6 @@ def trained_model(digits):
     """A network after a short training on digits: a search starts from a trained model. Do not change it."""
     torch.manual_seed(0)
     model, device = build(Model(name="test_resnet"), 10, 1), torch.device("cpu")
-    groups = training.training_groups(model, Training(epochs=3, lr=0.05))
-    training.fit(model, training.cross_entropy(model), digits, 3, 64, groups, 0, device, Meter(device))
+    groups = training_groups(model, Training(epochs=3, lr=0.05))
+    fit(model, cross_entropy(model), digits, 3, 64, groups, 0, device, Meter(device))
     return model

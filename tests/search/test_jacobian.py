@@ -7,17 +7,19 @@ import torch.nn.functional as F
 from architectures import MODELS, SIZE, create
 from torch import nn
 
-from seam.cost import parse_budget
 from seam.errors import SeamError
-from seam.layers import Layer
-from seam.models import build, capture_features, find_layers
-from seam.params import Model, SearchSettings
+from seam.models.build import build
+from seam.models.features import capture_features
+from seam.models.find import find_layers
+from seam.models.layers import Layer
+from seam.policy.budget import parse_budget
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples, quantize
 from seam.quant.kernels import use_kernels
 from seam.quant.modules import weight_quantizer
-from seam.runtime import Meter
+from seam.runtime.meter import Meter
 from seam.search import jacobian
 from seam.search.problem import Problem
+from seam.settings import Model, SearchSettings
 
 CPU = torch.device("cpu")
 BITS = (2, 4, 6)

@@ -3,14 +3,14 @@ import copy
 import pytest
 import torch
 
-from seam.cost import parse_budget
 from seam.errors import SeamError
-from seam.groups import weight_parameter
-from seam.models import find_layers
-from seam.params import SearchSettings
-from seam.runtime import Meter
-from seam.search import jacobian, seam, solve
-from seam.search.problem import Problem
+from seam.models.find import find_layers
+from seam.models.groups import weight_parameter
+from seam.policy.budget import parse_budget
+from seam.runtime.meter import Meter
+from seam.search import jacobian, seam
+from seam.search.problem import Problem, solve
+from seam.settings import SearchSettings
 
 CPU = torch.device("cpu")
 BITS = (2, 3, 4, 5, 6)

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from seam import search
-from seam.assign import assign
-from seam.cost import parse_budget, parse_budgets
 from seam.errors import SeamError
-from seam.locks import apply_locks
-from seam.models import build, capture_features, find_layers
-from seam.params import Model, SearchSettings
+from seam.models.build import build
+from seam.models.features import capture_features
+from seam.models.find import find_layers
+from seam.models.locks import apply_locks
+from seam.policy.assign import assign
+from seam.policy.budget import parse_budget, parse_budgets
 from seam.quant.apply import calibrate, quantize
 from seam.quant.modules import Quantizer, weight_quantizer
-from seam.runtime import Meter
-from seam.search import METHODS, load_method
-from seam.search.problem import Problem
+from seam.runtime.meter import Meter
+from seam.search.methods import METHODS, load_method
+from seam.search.problem import Problem, solve
+from seam.settings import Model, SearchSettings
 
 CPU = torch.device("cpu")
 BITS = (2, 3, 4, 5, 6)
@@ -35,7 +36,7 @@ def problem(images=None, budget="w3a3", seed=0, size=(1, 28, 28), model="test_re
     return Problem(model, layers, images, [parse_budget(budget, layers, BITS)], checked, seed, CPU, Meter(CPU))
 
 
-def solve(method, given):
+def searched(method, given):
     module = load_method(method)
     table = module.preferences(given)
     spend = getattr(module, "SPEND", given.settings.spend)
@@ -68,7 +69,7 @@ def test_the_search_ends_decided_near_its_budget_and_learns(digits, trained):
     given = problem(digits)
     given.model.load_state_dict(trained)
     given.settings = given.settings.model_copy(update={"epochs": 4})
-    solve("joint", given)
+    searched("joint", given)
     last = given.history[-1]
     assert given.report["logit_entropy"] < 0.5 * np.log2(5)
     assert last["budget"] == pytest.approx(1, abs=0.15)
@@ -145,24 +146,22 @@ def expected(table, budget):
 
 @pytest.mark.parametrize(("budget", "pair"), [("w3a3", (3, 3)), ("w4a4", (4, 4)), ("w2a2", (2, 2))])
 def test_uniform_is_uniform(budget, pair):
-    assigned, share = solve("uniform", problem(budget=budget))
+    assigned, share = searched("uniform", problem(budget=budget))
     assert set(assigned) == {pair} and share == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("budget", "pair"), [("3.5 bits", (3, 6)), ("2 bits", (2, 6)), ("6 bits", (6, 6))])
 def test_uniform_gives_the_widest_bits_to_inputs_that_cost_nothing(budget, pair):
     given = problem(budget=budget)
-    assert set(
-        search.solve(load_method("uniform"), given, load_method("uniform").preferences(given), given.budgets)
-    ) == {pair}
+    assert set(solve(load_method("uniform"), given, load_method("uniform").preferences(given), given.budgets)) == {pair}
 
 
 def test_uniform_stays_uniform_where_some_layers_could_have_more():
     given = problem(budget="w3a3")
     given.budgets[0].table[0] = 0.0
     table = load_method("uniform").preferences(given)
-    assert len(set(search.solve(load_method("uniform"), given, table, given.budgets))) == 1
-    raised = search.solve(load_method("random"), given, load_method("random").preferences(given), given.budgets)
+    assert len(set(solve(load_method("uniform"), given, table, given.budgets))) == 1
+    raised = solve(load_method("random"), given, load_method("random").preferences(given), given.budgets)
     assert raised[0] == (6, 6)
 
 
@@ -170,12 +169,12 @@ def test_uniform_stays_uniform_below_an_odd_budget():
     given = problem()
     macs = sum(layer.macs for layer in given.layers if not layer.fixed)
     given.budgets = [parse_budget(f"{macs * 11 / 1e9} GBitOPs", given.layers, BITS)]
-    assigned, share = solve("uniform", given)
+    assigned, share = searched("uniform", given)
     assert len(set(assigned)) == 1 and share < 1
 
 
 def test_random_draws_differ_and_repeat():
-    draws = [solve("random", problem(options={"draw": draw}))[0] for draw in (0, 1, 0)]
+    draws = [searched("random", problem(options={"draw": draw}))[0] for draw in (0, 1, 0)]
     assert draws[0] == draws[2] != draws[1]
 
 

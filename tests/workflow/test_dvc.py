@@ -10,8 +10,8 @@ import yaml
 from conftest import SMOKE
 from engines import REPOSITORY, copy_repository, expand, run, snakemake, text
 
-from seam.graph import nodes
-from seam.params import load_params
+from seam.experiment.graph import nodes
+from seam.experiment.params import load_params
 
 ALL = ("seam-subset", "direct", "uniform")
 END = {"claims", "report", "log"}

@@ -1,12 +1,12 @@
-"""One graph, spelled three times: Snakemake's jobs, DVC's stages and `seam.graph` agree in every detail."""
+"""One graph, spelled three times: Snakemake's jobs, DVC's stages and `seam.experiment.graph` agree in every detail."""
 
 import shutil
 
 import pytest
 from engines import copy_repository, expand, name_of
 
-from seam.graph import nodes
-from seam.params import STAGE_KEYS, load_params
+from seam.experiment.graph import nodes
+from seam.experiment.params import STAGE_KEYS, load_params
 
 SETS = ["params.yaml", "experiments/smoke.yaml"]
 # DVC cannot expand a dependency over the grid, nor an output over report.formats: it names the folders that hold them.

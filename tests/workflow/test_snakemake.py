@@ -8,8 +8,8 @@ import pytest
 import yaml
 from engines import REPOSITORY, copy_repository, expand, run, snakemake, text
 
-from seam.graph import nodes
-from seam.params import load_params
+from seam.experiment.graph import nodes
+from seam.experiment.params import load_params
 
 SMOKE = ("--configfile", "experiments/smoke.yaml")
 NOTHING = "Nothing to be done"

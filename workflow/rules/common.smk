@@ -4,10 +4,10 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from seam import schedule
+from seam.experiment import schedule
 from seam.errors import SeamError
-from seam.graph import nodes, report_files
-from seam.params import load_params
+from seam.experiment.graph import nodes, report_files
+from seam.experiment.params import load_params
 
 
 def parameter_file():

@@ -1,0 +1,262 @@
+"""`params.yaml` as frozen typed objects; unknown keys and bad values are errors that name the key.
+
+Nothing here imports torch: both workflow engines read the parameters each time they plan.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from seam.errors import SeamError, unknown
+from seam.settings import (
+    Alias,
+    Evaluate,
+    Finetune,
+    Model,
+    Positive,
+    Proxy,
+    SearchSettings,
+    Target,
+    Training,
+    _Frozen,
+    explain,
+)
+
+
+class Grid(_Frozen):
+    """The cross product of these four lists is the set of policies that are searched, finetuned and evaluated."""
+
+    models: tuple[Alias, ...] = Field(min_length=1)
+    searches: tuple[Alias, ...] = Field(min_length=1)
+    budgets: tuple[Alias, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+    @field_validator("models", "searches", "budgets", "seeds")
+    @classmethod
+    def _distinct(cls, values: tuple) -> tuple:
+        if len(set(values)) != len(values):
+            raise ValueError("holds the same entry twice")
+        return values
+
+
+class Claims(_Frozen):
+    """Which searches play which part in the claims."""
+
+    baseline: Alias = "direct"
+    proxies: tuple[Alias, ...] = ()
+    without_margin: dict[Alias, Alias] = {}  # search with the margin term -> the same search without it
+    references: tuple[Alias, ...] = ()
+    margin_points: Positive = 0.5  # non-inferiority margin of top-1, percentage points
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class Report(_Frozen):
+    formats: tuple[Literal["png", "svg"], ...] = ("png", "svg")
+    dpi: Annotated[int, Field(ge=50, le=600)] = 150
+    title: str = ""
+
+
+class MLflow(_Frozen):
+    uri: str = "sqlite:///mlflow.db"  # MLFLOW_TRACKING_URI in the environment wins
+    experiment: str = ""  # empty: the parameter set's name
+
+
+class Params(_Frozen):
+    """All parameters of one experiment."""
+
+    name: Alias
+    results: str = "results"
+    data_root: str = "data"
+    device: str = "auto"
+    grid: Grid
+    target: Target
+    models: dict[Alias, Model]
+    pretrain: Training
+    search: dict[str, Any] = {}  # defaults for every search; checked as SearchSettings
+    searches: dict[Alias, dict[str, Any]]
+    budgets: dict[Alias, str]
+    finetune: Finetune
+    evaluate: Evaluate = Evaluate()
+    claims: Claims = Claims()
+    report: Report = Report()
+    mlflow: MLflow = MLflow()
+
+    def settings(self, search: str) -> SearchSettings:
+        """The settings of one search: `search` overlaid with the search's own keys."""
+        own = {k: v for k, v in self._search(search).items() if k not in ("method", "proxy")}
+        return SearchSettings(**{**self.search, **own})
+
+    def method(self, search: str) -> str:
+        """The method's name: a file in `seam/search/`, or an importable module with a dot in its name."""
+        return self._search(search)["method"]
+
+    def proxy(self, search: str) -> Proxy | None:
+        """The proxy of one search; None for methods that see no data."""
+        proxy = self._search(search)["proxy"]
+        return None if proxy == "none" else Proxy(**proxy)
+
+    def _search(self, search: str) -> dict[str, Any]:
+        if search not in self.searches:
+            raise unknown("search", search, self.searches, "searches")
+        return self.searches[search]
+
+    def model(self, alias: str) -> Model:
+        if alias not in self.models:
+            raise unknown("model alias", alias, self.models, "models")
+        return self.models[alias]
+
+    def budget(self, alias: str) -> str:
+        if alias not in self.budgets:
+            raise unknown("budget", alias, self.budgets, "budgets")
+        return self.budgets[alias]
+
+    def jobs(self) -> Iterator["Job"]:
+        """All (model, search, budget, seed) of the grid, in order."""
+        g = self.grid
+        return (Job(m, s, b, n) for m in g.models for s in g.searches for b in g.budgets for n in g.seeds)
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, defaults included (JSON types only)."""
+        return self.model_dump(mode="json")
+
+    def slice(self, stage: str, **job: Any) -> dict[str, Any]:
+        """The parameters that a job depends on: dotted key -> value.
+
+        A stage's keys are in `STAGE_KEYS`; a change to any other key must not rerun the job.
+        """
+        dumped = self.dump()
+        result = {}
+        for pattern in STAGE_KEYS[stage]:
+            value: Any = dumped
+            key = pattern.format(**job)
+            for part in key.split("."):
+                value = value[part]
+            result[key] = _ordered(value)
+        return result
+
+
+def _ordered(value: Any) -> Any:
+    """The same value with mappings sorted by key, so that only a value can differ between two slices, not a layout."""
+    if isinstance(value, dict):
+        return {key: _ordered(value[key]) for key in sorted(value)}
+    return [_ordered(item) for item in value] if isinstance(value, list) else value
+
+
+class Job(NamedTuple):
+    model: str
+    search: str
+    budget: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.model}/{self.search}/{self.budget}/{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, self))
+
+
+# What a network is made from. Which of its layers may be searched, and what they cost, concerns the search alone.
+_NETWORK = tuple(
+    f"models.{{model}}.{key}"
+    for key in ("kwargs", "name", "preprocessing", "pretrained", "small_stem", "train", "weights")
+)
+
+# What each stage depends on. dvc.yaml lists the same keys (a test compares the two), but each model as a whole: DVC
+# refuses a key that params.yaml leaves out.
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "fetch": ("target",),
+    "pretrain": ("device", *_NETWORK, "pretrain", "target"),
+    "sample": ("device", *_NETWORK, "searches.{search}.proxy", "target"),
+    "search": ("budgets.{budget}", "device", "models.{model}", "search", "searches.{search}", "target"),
+    "finetune": ("device", "finetune", *_NETWORK, "target"),
+    "evaluate": ("device", "evaluate", *_NETWORK, "target"),
+    "claims": ("claims", "grid"),
+    "report": ("grid", "report"),
+    "log": ("grid", "mlflow", "name"),
+}
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a parameter file.
+
+    Raises SeamError naming the file and each bad key, with the closest valid name for a misspelt one.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise SeamError(f"{path}: no such parameter file; run from the repository root or give --params") from None
+    except yaml.YAMLError as error:
+        raise SeamError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise SeamError(f"{path}: must be a mapping of parameters, found {type(raw).__name__}")
+    return parse_params(raw, str(path))
+
+
+def parse_params(raw: dict[str, Any], where: str = "params") -> Params:
+    """Check a mapping as `load_params` does; `where` names its source in messages."""
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise SeamError(explain(error, Params, where)) from None
+    _check_searches(params, where)
+    _check_references(params, where)
+    return params
+
+
+def _check_searches(params: Params, where: str) -> None:
+    try:
+        SearchSettings(**params.search)
+    except ValidationError as error:
+        raise SeamError(explain(error, SearchSettings, where, "search")) from None
+    for name, block in params.searches.items():
+        key = f"searches.{name}"
+        for needed in ("method", "proxy"):
+            if needed not in block:
+                hint = (
+                    " (a block with a dataset, or 'none' for a method that sees no data)" if needed == "proxy" else ""
+                )
+                raise SeamError(f"{where}: {key}.{needed} is missing{hint}")
+        try:
+            params.settings(name)
+        except ValidationError as error:
+            raise SeamError(explain(error, SearchSettings, where, key)) from None
+        if block["proxy"] != "none" and not isinstance(block["proxy"], dict):
+            raise SeamError(f"{where}: {key}.proxy must be a block with a dataset, or 'none'")
+        try:
+            proxy = params.proxy(name)
+        except ValidationError as error:
+            raise SeamError(explain(error, Proxy, where, f"{key}.proxy")) from None
+        if proxy and proxy.split == "all" and proxy.dataset == params.target.dataset:
+            raise SeamError(f"{where}: {key}.proxy.split: 'all' would show the target's test images to the search")
+
+
+def _check_references(params: Params, where: str) -> None:
+    from seam.data.registry import DATASETS
+    from seam.search.methods import METHODS
+
+    for key, names, known in (
+        ("grid.models", params.grid.models, params.models),
+        ("grid.searches", params.grid.searches, params.searches),
+        ("grid.budgets", params.grid.budgets, params.budgets),
+        ("claims.proxies", params.claims.proxies, params.searches),
+        ("claims.references", params.claims.references, params.searches),
+        ("claims.without_margin", [n for pair in params.claims.without_margin.items() for n in pair], params.searches),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown("name", name, known, f"{where}: {key}")
+    for key, name in [("target.dataset", params.target.dataset)] + [
+        (f"searches.{s}.proxy.dataset", p.dataset) for s in params.searches if (p := params.proxy(s))
+    ]:
+        if name not in DATASETS:
+            raise unknown("dataset", name, DATASETS, f"{where}: {key}")
+    for name in params.searches:
+        method = params.method(name)
+        if method not in METHODS and "." not in str(method):
+            raise unknown("method", str(method), METHODS, f"{where}: searches.{name}.method")

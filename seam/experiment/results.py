@@ -1,0 +1,183 @@
+"""The grid's results, loaded once and typed: what claims, report and log read. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seam.errors import SeamError
+from seam.experiment.params import Job, Params
+from seam.io import read_csv, read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Files of one job under the results folder, and the stage that makes each.
+JOB_FILES = {
+    "proxy": ("sample", "proxies/{model}/{search}/proxy.json"),
+    "policy": ("search", "search/{model}/{search}/{budget}/{seed}/policy.json"),
+    "search_cost": ("search", "search/{model}/{search}/{budget}/{seed}/cost.json"),
+    "search_history": ("search", "search/{model}/{search}/{budget}/{seed}/history.csv"),
+    "finetune_cost": ("finetune", "finetune/{model}/{search}/{budget}/{seed}/cost.json"),
+    "finetune_history": ("finetune", "finetune/{model}/{search}/{budget}/{seed}/history.csv"),
+    "metrics": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/metrics.json"),
+    "hits": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/hits.json"),
+}
+# What the claims read of a job; the report and MLflow read everything.
+CLAIMS = ("metrics", "hits", "policy", "search_cost", "proxy")
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What one (model, search, budget, seed) left behind. Accuracies in percent, BitOPs in 1e9, sizes in MB."""
+
+    job: Job
+    method: str
+    metrics: dict[str, float]  # evaluate's metrics.json
+    search_cost: dict[str, Any]
+    proxy: dict[str, Any]  # proxy.json; {"dataset": None, "count": 0} for methods that see no data
+    policy: dict[str, Any] = field(default_factory=dict)  # policy.json
+    finetune_cost: dict[str, Any] = field(default_factory=dict)
+    hits: dict[str, Any] = field(default_factory=dict)  # evaluate's hits.json
+    files: dict[str, Path] = field(default_factory=dict)  # key of JOB_FILES -> path
+
+    @property
+    def searched(self) -> bool:
+        """Whether the search looked at images: only then do its cost and a speed-up mean anything."""
+        return self.search_cost["image_macs"] > 0
+
+    @property
+    def top1(self) -> float:
+        return self.metrics["top1"]
+
+    @property
+    def share(self) -> float | None:
+        """Images of the proxy / training images of the target; None when the method sees no images."""
+        return self.proxy["share_of_target"] if self.proxy["count"] else None
+
+    @property
+    def proxy_name(self) -> str:
+        """Short name of the data the search saw, e.g. `digits 8x8 (1797)`."""
+        if not self.proxy["count"]:
+            return "none"
+        height, width = self.proxy["image_size"]
+        return f"{self.proxy['dataset']} {height}x{width} ({self.proxy['count']})"
+
+    @property
+    def bits(self) -> dict[str, tuple[int, int]]:
+        """Layer -> (weight bits, input bits) of the policy: what two seeds may have in common."""
+        return {name: (layer["w"], layer["a"]) for name, layer in self.policy["layers"].items()}
+
+    def right(self, key: str) -> np.ndarray:
+        """`top1` or `calibrated_top1` image by image: whether the model is right about it ([N], 0 or 1)."""
+        try:
+            return unpack(self.hits[key], self.hits["images"])
+        except ValueError as error:
+            raise SeamError(f"{self.files['hits']}: {key} is broken ({error}); run `seam evaluate` again") from None
+
+    def history(self, stage: str) -> dict[str, list[float]]:
+        """Columns of the stage's history.csv (`search` or `finetune`); empty when the stage took no steps."""
+        return columns(self.files[f"{stage}_history"])
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of `params.grid`, in grid order."""
+
+    params: Params
+    root: Path
+    jobs: dict[Job, JobResult]
+
+    def __iter__(self) -> Iterator[JobResult]:
+        return iter(self.jobs.values())
+
+    def get(self, model: str, search: str, budget: str, seed: int) -> JobResult | None:
+        return self.jobs.get(Job(model, search, budget, seed))
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that were read, in a fixed order, each once."""
+        return list(dict.fromkeys(path for result in self for path in result.files.values()))
+
+
+def load(params: Params, keys: Iterable[str] = tuple(JOB_FILES), *, partial: bool = False) -> Results:
+    """Read the results of every job of the grid under `params.results`.
+
+    keys: the files of a job to read, from `JOB_FILES`; at least those in `CLAIMS`.
+    partial: leave out the jobs that are not finished yet, instead of failing.
+    Raises SeamError naming the missing files and the stage that makes them, or the broken file.
+    """
+    root = Path(params.results)
+    wanted = {job: {key: root / JOB_FILES[key][1].format(**job._asdict()) for key in keys} for job in params.jobs()}
+    missing = {}
+    for job, files in list(wanted.items()):
+        absent = {path: JOB_FILES[key][0] for key, path in files.items() if not path.exists()}
+        if absent and partial:
+            del wanted[job]
+        else:
+            missing |= absent
+    if missing:
+        listed = "\n".join(f"  {path} (made by `seam {stage}`)" for path, stage in list(missing.items())[:8])
+        more = f"\n  and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise SeamError(
+            f"{len(missing)} result files of the grid are missing; run snakemake or dvc repro, or shorten grid:\n"
+            f"{listed}{more}"
+        )
+    return Results(
+        params, root, {job: _load_job(job, params.method(job.search), files) for job, files in wanted.items()}
+    )
+
+
+def columns(path: Path) -> dict[str, list[float]]:
+    """A history.csv as columns of numbers; empty when it holds only its header. SeamError names a broken file."""
+    rows = read_csv(path)
+    try:
+        return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
+    except (TypeError, ValueError) as error:
+        raise SeamError(f"{path}: not a table of numbers ({error}); delete it and run its stage again") from None
+
+
+def pack(hits: np.ndarray) -> str:
+    """[N] booleans as hexadecimal text, four a digit, for hits.json."""
+    import numpy as np
+
+    return np.packbits(hits).tobytes().hex()
+
+
+def unpack(text: str, count: int) -> np.ndarray:
+    """What `pack` wrote, as 0 and 1; ValueError where the text does not hold `count` booleans."""
+    import numpy as np
+
+    packed = np.frombuffer(bytes.fromhex(text), np.uint8)
+    if len(packed) != -(-count // 8):
+        raise ValueError(f"holds {8 * len(packed)} bits for {count} images")
+    return np.unpackbits(packed, count=count)
+
+
+def curves(history: dict[str, list[float]], keys: Iterable[str] | None = None, most: int = 1000) -> dict[str, list]:
+    """History columns thinned to at most `most` evenly spaced rows; the first and last rows always stay."""
+    count = len(next(iter(history.values()), []))
+    kept = sorted({round(i * (count - 1) / (most - 1)) for i in range(most)}) if count > most else range(count)
+    return {key: [column[i] for i in kept] for key, column in history.items() if keys is None or key in keys}
+
+
+# The keys that are read without a default; a file without them comes from another version or another tool.
+NEEDED = {
+    "metrics": ("top1", "fp_top1", "bitops_g", "size_mb", "budget_share", "images", "calibrated_top1"),
+    "hits": ("images", "top1", "calibrated_top1"),
+    "search_cost": ("seconds", "seconds_once", "image_macs"),
+    "finetune_cost": ("seconds",),
+    "proxy": ("dataset", "count"),
+    "policy": ("layers", "budget", "totals"),
+}
+
+
+def _load_job(job: Job, method: str, files: dict[str, Path]) -> JobResult:
+    loaded = {key: read_json(path) for key, path in files.items() if not key.endswith("_history")}
+    for key, content in loaded.items():
+        absent = [name for name in NEEDED[key] if name not in content]
+        if absent:
+            raise SeamError(f"{files[key]}: holds no {', '.join(absent)}; run `seam {JOB_FILES[key][0]}` again")
+    return JobResult(job, method, files=files, **loaded)

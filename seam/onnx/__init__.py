@@ -1,0 +1,1 @@
+"""ONNX files of quantized networks, and the proof that they compute what PyTorch does."""

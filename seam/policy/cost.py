@@ -1,0 +1,139 @@
+"""What a policy costs: BitOPs, size and latency, and the budgets that limit them.
+
+BitOPs of a layer = MACs x weight bits x activation bits; size = sum of weights x bits / 8; latency is the sum of a
+table of measured milliseconds. MACs are those of one image at the target's input size, also when the search sees a
+smaller proxy. The first and the last layer are fixed at 8/8 and counted apart: a budget limits the searchable layers,
+and those that the user locked, at the bits they are locked to. Excluded layers stay in full precision and are counted
+apart too.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from seam.errors import SeamError, unknown
+from seam.models.layers import Layer
+
+CONVENTION = "searched and locked layers; first and last layer fixed at 8/8 and counted apart, as are excluded ones"
+
+Latency = Mapping[tuple[str, int, int], float]  # (layer, weight bits, activation bits) -> milliseconds
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A linear limit on a policy.
+
+    Attributes:
+        spec: as the user wrote it.
+        kind: "bitops" (GBitOPs), "size" (MB), "bits" (mean weight bits) or "latency" (ms).
+        bits: the B candidate bit-widths.
+        table: [L, B, B] cost of each searchable layer's (weight bits, activation bits), in the unit of `kind`.
+        limit: the most that a policy may cost, in the same unit.
+        base: what the locked layers cost, part of every policy's cost.
+        groups: of each searchable layer; those of one group share their activation bits. Empty: none do.
+    """
+
+    spec: str
+    kind: str
+    bits: tuple[int, ...]
+    table: np.ndarray
+    limit: float
+    base: float = 0.0
+    groups: tuple[str, ...] = ()
+
+    UNITS: ClassVar[dict[str, str]] = {"bitops": "GBitOPs", "size": "MB", "bits": "bits", "latency": "ms"}
+
+    def cost(self, assigned: Sequence[tuple[int, int]]) -> float:
+        """Cost of (weight bits, activation bits) of each searchable layer, with the locked ones."""
+        index = {b: i for i, b in enumerate(self.bits)}
+        return self.base + float(sum(self.table[i, index[w], index[a]] for i, (w, a) in enumerate(assigned)))
+
+    def reach(self) -> tuple[float, float]:
+        """Least and greatest cost of any policy that honours the groups."""
+        groups = self.groups or tuple(map(str, range(len(self.table))))
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+        least, most = np.zeros((2, len(numbers), len(self.bits)))
+        rows = [numbers[name] for name in groups]
+        np.add.at(least, rows, self.table.min(1))  # weight bits are free, activation bits common to a group
+        np.add.at(most, rows, self.table.max(1))
+        return self.base + float(least.min(1).sum()), self.base + float(most.max(1).sum())
+
+    def limits_inputs(self) -> bool:
+        """Whether any layer's cost depends on its activation bits."""
+        return bool((self.table != self.table[:, :, :1]).any())
+
+    def check(self) -> None:
+        """Raise SeamError, with the reachable range, when no policy can meet the budget."""
+        least, most = self.reach()
+        if self.limit < least * (1 - 1e-9):
+            unit = self.UNITS[self.kind]
+            locked = f", of which {self.base:.6g} {unit} in locked layers" if self.base else ""
+            raise SeamError(
+                f"budget {self.spec}: no policy can meet {self.limit:.6g} {unit}; "
+                f"the reachable range is {least:.6g} to {most:.6g} {unit}{locked} ({CONVENTION})"
+            )
+
+
+def searchable(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers whose bits are searched."""
+    return [layer for layer in layers if not layer.fixed]
+
+
+def locked(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers whose bits the user locked, counted in budgets."""
+    return [layer for layer in layers if layer.fixed and layer.counted]
+
+
+def bitops_table(layers: Sequence[Layer], bits: Sequence[int]) -> np.ndarray:
+    """[L, B, B] GBitOPs of each layer at each (weight, activation) bit-width."""
+    macs = np.array([layer.macs for layer in layers], dtype=float)
+    return macs[:, None, None] * np.multiply.outer(bits, bits)[None] / 1e9
+
+
+def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, int, int], float]:
+    """Read a latency table: a CSV with columns layer, w, a, ms; lines that start with # are comments.
+
+    A policy's latency is the sum over its layers. Rows for the first, the last and excluded layers may be there and
+    are not used. Raises SeamError naming the line for unknown layers, unreadable numbers and repeated rows.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise SeamError(f"{path}: no such file") from None
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    names = {layer.name for layer in layers}
+    table: dict[tuple[str, int, int], float] = {}
+    reader = csv.DictReader(line for _, line in rows)
+    if reader.fieldnames is None or not {"layer", "w", "a", "ms"} <= set(reader.fieldnames):
+        raise SeamError(f"{path}: the columns must be layer,w,a,ms; found {','.join(reader.fieldnames or [])}")
+    for (number, line), row in zip(rows[1:], reader, strict=True):
+        if row["layer"] not in names:
+            raise unknown("layer", row["layer"], names, f"{path}, line {number}")
+        try:
+            key, ms = (row["layer"], int(row["w"]), int(row["a"])), float(row["ms"])
+        except (TypeError, ValueError):
+            raise SeamError(f"{path}, line {number}: not layer,w,a,ms with numbers: {line}") from None
+        if not 0 <= ms < float("inf"):
+            raise SeamError(f"{path}, line {number}: ms must be 0 or more, found {row['ms']}")
+        if key in table:
+            raise SeamError(f"{path}, line {number}: a second row for {key[0]} at w{key[1]}a{key[2]}")
+        table[key] = ms
+    return table
+
+
+def latency_table(
+    spec: str, searched: Sequence[Layer], kept: Sequence[Layer], bits: Sequence[int], latency: Latency
+) -> tuple[np.ndarray, float]:
+    """[L, B, B] milliseconds of the searchable layers, and those of the locked ones."""
+
+    def look_up(name: str, w: int, a: int) -> float:
+        if (name, w, a) not in latency:
+            raise SeamError(f"budget '{spec}': the latency table has no row for layer {name} at w={w}, a={a}")
+        return latency[name, w, a]
+
+    table = np.array([[[look_up(layer.name, w, a) for a in bits] for w in bits] for layer in searched])
+    return table, float(sum(look_up(layer.name, *layer.fixed_bits) for layer in kept))

@@ -1,0 +1,113 @@
+"""The meter of what a job costs: seconds, images, multiply-accumulates, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Meter:
+    """Counts what a job costs: seconds by part, images, steps and multiply-accumulates.
+
+    images: that were looked at, each time. forwards: what was computed on them in forward passes' work: a backward pass
+    counts as two, or as one where it makes no gradients of weights. image_macs is `forwards` times macs_per_image.
+
+    device: of `set_up`; None for a job without torch, on the CPU and in one thread.
+    """
+
+    def __init__(self, device: torch.device | None):
+        self.device = device
+        self._cuda, self._threads = None, 1
+        if device is not None:
+            import torch
+
+            self._cuda, self._threads = torch.cuda if device.type == "cuda" else None, torch.get_num_threads()
+        self.images = self.steps = self.epochs = self.macs_per_image = self.forwards = 0
+        self.kernels = "none"
+        self.seconds_once = 0.0  # compiling kernels: done once on a machine, so that no job's seconds hold it
+        self.parts: dict[str, float] = {}
+        # Seconds since the process started, so that the imports before this line count too.
+        self._start = time.perf_counter() - _process_age()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to the named part, without those that it adds to `seconds_once`."""
+        start, once = time.perf_counter(), self.seconds_once
+        try:
+            yield
+        finally:
+            if self._cuda:
+                self._cuda.synchronize(self.device)
+            spent = time.perf_counter() - start - (self.seconds_once - once)
+            self.parts[name] = self.parts.get(name, 0.0) + spent
+
+    def look(self, images: int, forwards: int = 1) -> None:
+        """Count images that were looked at, and what was computed on each, in forward passes."""
+        self.images += images
+        self.forwards += images * forwards
+
+    def add_earlier(self, seconds: float) -> None:
+        """Count the seconds of an earlier process whose checkpoint this one resumes."""
+        self._start -= seconds
+        self.parts["earlier"] = seconds
+
+    def seconds(self) -> float:
+        """Seconds since this process started, plus those of the runs it resumes, without `seconds_once`."""
+        return time.perf_counter() - self._start - self.seconds_once
+
+    def peak_memory_mb(self) -> float:
+        """Most memory held so far, in MB: of the GPU, else of the process."""
+        if self._cuda:
+            return self._cuda.max_memory_allocated(self.device) / 1e6
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+    def cost(self, **extra: Any) -> dict[str, Any]:
+        """The content of cost.json. `seconds` counts from process start: imports, loading of kernels, solver included.
+
+        Compiling kernels is not in `seconds` and its `parts`, but in `seconds_once`.
+        """
+        seconds = self.seconds()
+        parts = {"start": max(seconds - sum(self.parts.values()), 0.0), **self.parts}
+        return {
+            "seconds": round(seconds, 3),
+            "seconds_once": round(self.seconds_once, 3),
+            "images": self.images,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "macs_per_image": self.macs_per_image,
+            "image_macs": self.forwards * self.macs_per_image,
+            "peak_memory_mb": round(self.peak_memory_mb(), 1),
+            "device": str(self.device or "cpu"),
+            "device_name": self._cuda.get_device_name(self.device) if self._cuda else processor_name(),
+            "threads": self._threads,
+            "kernels": self.kernels,
+            "parts": {name: round(value, 3) for name, value in parts.items()},
+            **extra,
+        }
+
+
+def processor_name() -> str:
+    """Model name of the processor, as the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _process_age() -> float:
+    """Seconds since this process was started (0 where the system does not tell)."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            ticks = int(stat.read().rsplit(")", 1)[1].split()[19])
+            return float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0

@@ -1,0 +1,93 @@
+"""The process that a stage runs in: threads, device, seeds, and the meter of what it costs.
+
+Importing this loads no torch: a job that needs no network has a meter too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seam.errors import SeamError
+from seam.runtime.cores import available_cores
+
+if TYPE_CHECKING:
+    import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def import_torch() -> None:
+    """Import torch before anything else that does, and take its objects from the garbage collector for good.
+
+    At exit alone it would go through them again for half a second, in each job. (All objects of all libraries would
+    take longer still, but triton, which timm loads, reports those that are never collected.)
+    """
+    if "torch" not in sys.modules:
+        import torch  # noqa: F401
+
+        gc.freeze()
+
+
+def set_up(device: str, threads: int, seed: int) -> torch.device:
+    """Fix threads, seeds and the device of this process; returns the device.
+
+    Args:
+        device: "auto" (CUDA if there is one, else the CPU), or a torch device such as "cpu" or "cuda:1".
+        threads: at most; never more than the cores this process may use, since torch's spinning OpenMP threads
+            slow each other down severalfold.
+    """
+    import torch
+
+    torch.set_num_threads(min(threads, available_cores()))
+    keep_memory()
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise SeamError(
+            f"device: '{device}' cannot be used here ({str(error).splitlines()[0]}); use auto or cpu"
+        ) from None
+
+
+def keep_memory() -> None:
+    """Make the C library keep freed memory for the next step, which takes it again (nothing on others than glibc).
+
+    By default glibc gives large blocks back to the system at once, which must then clear each page anew: a fifth of the
+    time of a training step on a CPU.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the context torch computes in one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def loader_workers(device: torch.device) -> int:
+    """Processes that read image files: as many as threads beside a GPU; none on a CPU, which the network needs."""
+    import torch
+
+    return torch.get_num_threads() if device.type == "cuda" else 0

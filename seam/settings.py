@@ -1,0 +1,180 @@
+"""Typed settings of each part of the work, frozen: unknown keys and bad values are errors that name the key.
+
+`seam.experiment.params` puts them together to `params.yaml`; the tool's API makes them from its arguments.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from seam.errors import SeamError, unknown
+
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Bits = Annotated[int, Field(ge=2, le=8)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Target(_Frozen):
+    """The dataset that the deployed model is trained on."""
+
+    dataset: str
+    path: str | None = None  # for dataset: folder
+    image_size: Count | None = None  # None: the dataset's own size
+    test_images: Count | None = None  # measure on a fixed class-balanced part of the test images; None: on all
+
+
+class Model(_Frozen):
+    """A timm model and where its full-precision weights come from."""
+
+    name: str
+    kwargs: dict[str, Any] = {}
+    weights: str | None = None  # a file of weights (.safetensors or a checkpoint) instead of pretraining
+    pretrained: bool = False  # timm's own weights instead of pretraining
+    train: bool = False  # pretrain from those weights, with a new classifier where theirs has other classes
+    preprocessing: Literal["dataset", "model"] = "dataset"  # whose mean, deviation, crop and interpolation images get
+    small_stem: bool = False  # a ResNet's stem for images of about 32x32
+    lock: tuple[str, ...] = ()  # bits of layers by pattern, 'layer1.*=8/8'
+    exclude: tuple[str, ...] = ()  # layers that stay in full precision, by pattern
+    latency: str | None = None  # CSV (layer,w,a,ms), for budgets in ms
+
+    @model_validator(mode="after")
+    def _trains_from_something(self) -> "Model":
+        if self.train and not (self.weights or self.pretrained):
+            raise ValueError("train: true says to go on from given weights: give weights or pretrained: true")
+        return self
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the pretrain stage starts from random weights."""
+        return not (self.weights or self.pretrained)
+
+
+class Proxy(_Frozen):
+    """The data a search sees: a dataset, a sampled part of it, at its own or another resolution."""
+
+    dataset: str
+    path: str | None = None
+    split: Literal["train", "all"] = "train"
+    fraction: Fraction | None = None
+    count: Count | None = None
+    sampling: Literal["random", "balanced", "herding", "k_center"] = "balanced"
+    image_size: Count | None = None  # None: the target's, at most 224
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Proxy":
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("give fraction or count, not both")
+        return self
+
+
+class Training(_Frozen):
+    """One supervised training run (pretrain or finetune): SGD with Nesterov momentum, cosine schedule."""
+
+    epochs: Count
+    batch_size: Count = 128
+    lr: Positive = 0.05
+    weight_decay: NonNegative = 5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment: bool = True
+    images: Count | None = None  # a fixed class-balanced subset of the target's training images; None: all
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 2
+
+
+class Finetune(Training):
+    """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam).
+
+    BatchNorm's statistics stay those of full precision by default: in a short training they drift to the images and to
+    the noise faster than the weights follow.
+    """
+
+    step_lr: Positive = 1e-2
+    batch_norm: Literal["frozen", "updated"] = "frozen"  # its statistics; weights and biases are trained
+    clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without
+    kernels: Literal["auto", "compiled", "eager"] = "auto"
+
+
+class SearchSettings(_Frozen):
+    """Settings that the methods share. `options` is free for a method's own settings."""
+
+    bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
+    epochs: Count = 3
+    steps: Count | None = None  # stop after so many, whatever the epochs
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0  # joint: in full precision, before the search, for new classes
+    batch_size: Count = 64
+    lr: Positive = 0.03  # joint: network weights, SGD
+    weight_decay: NonNegative = 0.0  # joint
+    logit_lr: Positive | None = None  # bit-width logits, Adam; None: the method's own, as for the next two
+    step_lr: Positive = 1e-3  # log quantizer steps, Adam
+    margin_weight: NonNegative | None = None  # lambda_m
+    budget_weight: NonNegative | None = None  # lambda_b
+    temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
+    spend: Annotated[float, Field(ge=0, le=1)] = 0.97  # least share of the budget that a policy uses
+    calibration_images: Count = 512
+    augment: bool = False
+    threads: Count = 2
+    kernels: Literal["auto", "compiled", "eager"] = "auto"
+    options: dict[str, Any] = {}
+
+    def filled(self, **own: Any) -> "SearchSettings":
+        """These settings with a method's own values where they give none."""
+        return self.model_copy(update={key: value for key, value in own.items() if getattr(self, key) is None})
+
+    @field_validator("bits")
+    @classmethod
+    def _ascending(cls, bits: tuple[int, ...]) -> tuple[int, ...]:
+        if list(bits) != sorted(set(bits)):
+            raise ValueError("must be ascending and distinct, e.g. [2, 3, 4, 5, 6]")
+        return bits
+
+
+class Evaluate(_Frozen):
+    batch_size: Count = 500
+    threads: Count = 2
+
+
+def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
+    """`kind(**values)`; SeamError names the values that are wrong."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise SeamError(explain(error, kind, "settings")) from None
+
+
+def explain(error: ValidationError, root: type[BaseModel], where: str, prefix: str = "") -> str:
+    """A line for each wrong key of a `root`: its name, what is wrong, and what was found in `where`."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(filter(None, [prefix, *map(str, item["loc"])]))
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(root, item["loc"][:-1])
+            lines.append(str(unknown("key", str(item["loc"][-1]), known, f"{where}: {key}")))
+        elif item["type"] == "missing":
+            lines.append(f"{where}: {key} is missing")
+        else:
+            lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r})")
+    return "\n".join(lines)
+
+
+def _fields_at(root: type[BaseModel], loc: tuple) -> list[str]:
+    model: Any = root
+    for part in loc:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        if field is None:
+            # A dict of models (models.<alias>): the alias itself is no field.
+            continue
+        model = field.annotation
+        for inner in getattr(model, "__args__", ()):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

@@ -1,0 +1,50 @@
+"""`seam evaluate --params`: a policy on the target's test images."""
+
+from pathlib import Path
+
+from seam import io
+from seam.experiment import provenance
+from seam.experiment.params import Job, Params
+from seam.runtime.process import import_torch, set_up
+
+
+def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
+    """Measure a policy, calibrated only and after finetuning, and write metrics.json and hits.json."""
+    import_torch()
+    from seam.experiment.results import pack
+    from seam.policy.file import totals
+    from seam.quant.kernels import use_kernels
+    from seam.stages.target import quantized
+    from seam.training.evaluate import evaluate_each
+
+    inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
+    provenance.check_inputs(params, inputs, job)
+    device = set_up(params.device, params.evaluate.threads, job.seed)
+    use_kernels(params.finetune.kernels, device=device)
+    measured = quantized(params, job.model, weights, policy, device)
+    network = measured.network
+    test = measured.target.images(network, "test", params.target.test_images)
+    calibrated, hits_before = evaluate_each(network, test, params.evaluate.batch_size, device)
+    network.load_state_dict(io.load_tensors(finetuned))
+    tuned, hits = evaluate_each(network, test, params.evaluate.batch_size, device)
+    full = io.read_json(weights.with_name("metrics.json"))
+    costs = totals(measured.layers, measured.bits)
+    keys = ("top1", "top5", "class_margin")
+    metrics = {
+        **tuned,
+        **{f"calibrated_{k}": calibrated[k] for k in keys},
+        **{f"fp_{k}": full[k] for k in keys},
+        **{k: v for k, v in costs.items() if k in ("bitops_g", "bitops_g_fixed", "size_mb")},
+        "budget_share": io.read_json(policy).get("budget", {}).get("share"),
+        "images": len(test),
+    }
+    io.write_json(out / "metrics.json", metrics)
+    packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}
+    io.write_json(out / "hits.json", {"images": len(test), **packed})
+    outputs = [out / n for n in ("metrics.json", "hits.json")]
+    provenance.record(params, "evaluate", job._asdict(), inputs, outputs)
+    print(
+        f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
+        f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "
+        f"{metrics['bitops_g']:.3f} GBitOPs, {metrics['size_mb']:.2f} MB"
+    )

@@ -1,0 +1,40 @@
+"""`seam finetune --params`: quantization-aware training of the target model under a policy."""
+
+from pathlib import Path
+
+from seam import io
+from seam.experiment import provenance
+from seam.experiment.params import Job, Params
+from seam.runtime.process import import_torch, set_up
+
+
+def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -> None:
+    """Finetune the model under the policy and write model.safetensors, history.csv and cost.json."""
+    import_torch()
+    from seam.quant.kernels import use_kernels
+    from seam.runtime.meter import Meter
+    from seam.stages.pretrain import COLUMNS
+    from seam.stages.resume import forget, resume_file
+    from seam.stages.target import quantized
+    from seam.tracking.live import live
+    from seam.training.supervised import train as train_supervised
+
+    provenance.check_inputs(params, [weights, policy], job)
+    settings = params.finetune
+    device = set_up(params.device, settings.threads, job.seed)
+    meter = Meter(device)
+    with meter.part("kernels"):
+        meter.kernels, meter.seconds_once = use_kernels(settings.kernels, device=device)
+    with meter.part("setup"):
+        start = quantized(params, job.model, weights, policy, device)
+    resume = resume_file(params, "finetune", job._asdict(), [weights, policy])
+    with live(params, job, "finetune") as log:
+        more = {"live": log.log, "label": f"finetune {job.name}"}
+        history = train_supervised(start.network, settings, start.train, job.seed, device, meter, resume=resume, **more)
+    io.save_tensors(out / "model.safetensors", start.network.state_dict())
+    io.write_csv(out / "history.csv", history, COLUMNS)
+    io.write_json(out / "cost.json", meter.cost())
+    outputs = [out / n for n in ("model.safetensors", "history.csv", "cost.json")]
+    provenance.record(params, "finetune", job._asdict(), [weights, policy], outputs)
+    forget(resume)
+    print(f"finetune: {job.name}, {meter.seconds():.0f} s")

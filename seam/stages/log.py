@@ -1,0 +1,52 @@
+"""`seam log`: the grid's results in MLflow, serial and idempotent."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from seam.experiment.params import Params
+
+
+def log(params: Params, out: Path) -> dict[str, Any]:
+    """Log the grid's results, claims and figures; write `mlflow.json` with the run ids; return its content.
+
+    What the store holds already stays as it is; a run whose results have changed is replaced.
+    Raises SeamError when results are missing or made with other parameters, or when the store cannot be used.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from seam.experiment.graph import report_files
+    from seam.experiment.provenance import check_inputs, record
+    from seam.experiment.results import load
+    from seam.io import read_json, write_json
+    from seam.tracking.records import SUMMARY, records
+    from seam.tracking.store import Store, exclusive, experiment, is_server, public, uri
+
+    results, root = load(params), Path(params.results)
+    report = [root / "report" / name for name in report_files(params)]
+    manifest = root / "data/target/manifest.json"
+    inputs = [manifest, root / "claims.json", *results.files, *report]
+    check_inputs(params, inputs)
+    claims = read_json(root / "claims.json")
+    place, names, written = uri(params), {}, 0
+    with exclusive(place):
+        store = Store(place, experiment(params))
+        records = records(results, claims, read_json(manifest), report)
+        bar = Console(stderr=True)
+        for entry in track(records, "MLflow", len(results.jobs) + 1, console=bar, disable=not sys.stderr.isatty()):
+            names[entry.job], new = store.put(entry)
+            written += new
+    content = {
+        "uri": public(place),
+        "experiment": store.experiment,
+        "experiment_id": store.experiment_id,
+        "summary": names.pop(SUMMARY),
+        "runs": names,
+    }
+    write_json(out, content)
+    record(params, "log", {}, inputs, [out], out.with_name(f"{out.stem}.provenance.json"))
+    print(f"MLflow: {written} runs written, {len(names) + 1 - written} already there; experiment '{store.experiment}'")
+    if not is_server(place):
+        print(f"Look at them with: mlflow ui --backend-store-uri {public(place)}")
+    return content

@@ -1,0 +1,29 @@
+"""`seam report`: tables, the claims as text, and figures."""
+
+from pathlib import Path
+
+from seam.experiment.params import Params
+
+
+def report(params: Params, out: Path) -> None:
+    """Write every table and figure of `seam.experiment.graph.report_files` into the folder `out`, and their provenance.
+
+    Raises SeamError when claims.json or results of the grid are missing, broken or made with other parameters.
+    """
+    from seam.experiment.graph import report_files
+    from seam.experiment.provenance import check_inputs, record
+    from seam.experiment.results import load
+    from seam.io import read_json, write_csv, write_text
+    from seam.report import claims, figures, tables
+
+    results, path = load(params), Path(params.results) / "claims.json"
+    inputs = [path, *results.files]
+    check_inputs(params, inputs)
+    content = read_json(path)
+    rows = tables.rows(results, content["design"]["roles"]["baseline"])
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "results.csv", rows)
+    write_text(out / "results.md", tables.results_markdown(results, rows, params.report.title))
+    write_text(out / "claims.md", claims.claims_markdown(content))
+    figures.draw_all(results, out, params.report)
+    record(params, "report", {}, inputs, [out / name for name in report_files(params)])

@@ -1,0 +1,107 @@
+"""The target side of a job: a model of the parameters, its layers and budgets, and the target's images for it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from seam.experiment.params import Params
+from seam.models.layers import Layer
+from seam.policy.cost import Budget
+
+CALIBRATION_IMAGES = 512  # of the finetuning images, for the input quantizers
+
+
+class Target:
+    """One model of the parameters on the target dataset, which the fetch stage has verified.
+
+    Attributes:
+        manifest: of the dataset.
+        size: (C, H, W) of the images that the deployed model gets.
+    """
+
+    def __init__(self, params: Params, alias: str):
+        from seam.data.fetch import described
+        from seam.models.find import input_size
+
+        self.params, self.spec = params, params.model(alias)
+        self.manifest = described(params.target.dataset, params.data_root, params.target.path)
+        self.size = input_size(self.manifest["channels"], params.target.image_size or self.manifest["image_size"])
+
+    def network(self, weights: Path | None = None) -> Any:
+        """The model for the target's classes, with weights if given."""
+        from seam.models.build import build, load_weights
+
+        network = build(self.spec, len(self.manifest["classes"]), self.size[0])
+        if weights is not None:
+            load_weights(network, weights)
+        return network
+
+    def images(self, network: Any, split: str, count: int | None = None, seed: int = 0) -> Any:
+        """The target's images, or a fixed class-balanced part of them."""
+        from seam.data.loaders import load
+        from seam.data.sampling import sample_indices
+
+        target = self.params.target
+        images = load(target.dataset, self.params.data_root, split, target.path, image_size=target.image_size)
+        self.prepare(network, images)
+        if count is None or count >= len(images):
+            return images
+        return images.subset(sample_indices(images.labels.numpy(), count, "balanced", seed))
+
+    def prepare(self, network: Any, images: Any) -> None:
+        """Give images the preprocessing that timm states for the network, where its parameters say so."""
+        from seam.data.loaders import prepare_as_trained
+
+        if self.spec.preprocessing == "model":
+            prepare_as_trained(images, network.pretrained_cfg)
+
+    def is_own(self, dataset: str, path: str | None) -> bool:
+        """Whether a dataset is the target itself."""
+        return (dataset, path) == (self.params.target.dataset, self.params.target.path)
+
+
+def locked_layers(params: Params, model: str, layers: Iterable[Layer]) -> list[Layer]:
+    """A model's layers, with the bits that its parameters lock and the layers that they exclude."""
+    from seam.models.locks import apply_locks
+
+    return apply_locks([*layers], params.model(model).lock, params.model(model).exclude)
+
+
+def budgets_of(params: Params, model: str, budget: str, layers: list[Layer], bits: Iterable[int]) -> list[Budget]:
+    """The limits that a budget of the parameters stands for; refused when no policy meets them."""
+    from seam.policy.budget import parse_budgets
+    from seam.policy.cost import read_latency
+
+    table = params.model(model).latency
+    return parse_budgets(params.budget(budget), layers, bits, read_latency(table, layers) if table else None)
+
+
+class Quantized(NamedTuple):
+    """A model under a policy. train: its finetuning images; layers: as the policy has them."""
+
+    target: Target
+    network: Any
+    train: Any
+    layers: list[Layer]
+    bits: dict[str, tuple[int, int]]
+
+
+def quantized(params: Params, model: str, weights: Path, policy: Path, device: Any) -> Quantized:
+    """The model under a policy, calibrated on its first finetuning images."""
+    import torch
+
+    from seam.io import read_json
+    from seam.models.find import find_layers
+    from seam.policy.file import load_policy, policy_layers
+    from seam.quant.apply import calibrate, quantize
+
+    target, settings = Target(params, model), params.finetune
+    network = target.network(weights)
+    layers = find_layers(network, target.size)
+    bits = load_policy(policy, layers)
+    layers = policy_layers(read_json(policy), layers)
+    network = quantize(network.to(device, memory_format=torch.channels_last), bits, layers, target.size)
+    train = target.images(network, "train", settings.images, settings.seed)
+    batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=settings.seed, device=device)
+    calibrate(network, [next(iter(batches))])
+    return Quantized(target, network, train, layers, bits)

@@ -1,0 +1,30 @@
+"""Policies without a pipeline: a timm model, some images, a limit. What `seam search`, `finetune`, `evaluate` and
+`export` call, and the Python API:
+
+    import seam.tool as seam, timm
+
+    model = timm.create_model("resnet18", num_classes=10).eval()            # your weights
+    policy = seam.search(model, seam.open_images("path/to/folder", model), "w4a4")
+    quantized = seam.quantize(model, policy)                                # a module that trains
+    seam.calibrate(quantized, seam.open_images("path/to/folder", model, full_size=True))
+    seam.evaluate(quantized, seam.open_images("path/to/folder", model, "test", full_size=True))
+"""
+
+from seam.tool.images import held_out, input_size, open_images, preprocessing
+from seam.tool.network import calibrate, evaluate, file_mb, finetune, is_finetuned, load_finetuned, quantize
+from seam.tool.search import search
+
+__all__ = [
+    "calibrate",
+    "evaluate",
+    "file_mb",
+    "finetune",
+    "held_out",
+    "input_size",
+    "is_finetuned",
+    "load_finetuned",
+    "open_images",
+    "preprocessing",
+    "quantize",
+    "search",
+]

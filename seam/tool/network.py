@@ -1,0 +1,141 @@
+"""Quantized networks under a policy: made, calibrated, finetuned, measured."""
+
+import copy
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seam.errors import SeamError
+from seam.models.find import find_layers
+from seam.tool.images import input_size
+
+CALIBRATION_IMAGES = 256
+
+
+def file_mb(model: nn.Module, policy: Mapping[str, Any]) -> float:
+    """Megabytes (1e6 bytes) that the values in the ONNX file of a policy take; the graph itself comes on top.
+
+    Weights in the narrowest types, with a float32 step a channel; all else of the model in float32.
+    """
+    from seam.policy.file import entries, stored_mb
+
+    modules, layers = dict(model.named_modules()), entries(policy)
+    values = sum(value.numel() for value in model.state_dict().values() if value.is_floating_point())
+    weights = sum(modules[layer.name].weight.numel() for layer in layers)
+    steps = sum(len(modules[layer.name].weight) for layer in layers if not layer.full_precision)
+    return stored_mb(layers) + 4e-6 * (values - weights + steps)
+
+
+def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Module:
+    """A copy of the model, fake-quantized under a policy (a file, or its content); it trains like any module.
+
+    Its weights are quantized at once; give it images with `calibrate` before use. SeamError: the policy does not fit.
+    """
+    from seam.policy.file import check_policy, fit_policy, policy_layers, read_policy
+    from seam.quant.apply import quantize as apply
+
+    where = policy if isinstance(policy, str | Path) else "policy"
+    content = read_policy(policy) if isinstance(policy, str | Path) else check_policy(policy, where)
+    size = input_size(model)
+    layers = find_layers(model, size)
+    bits = fit_policy(content, layers, where)
+    return apply(copy.deepcopy(model), bits, policy_layers(content, layers), size)
+
+
+def is_finetuned(weights: str | Path) -> bool:
+    """Whether a file holds weights of `finetune`, not full-precision ones; only names are read."""
+    from seam.io import tensor_names
+
+    return Path(weights).suffix == ".safetensors" and any("input_quantizer" in name for name in tensor_names(weights))
+
+
+def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
+    """Load weights of `finetune` into a quantized model; returns it.
+
+    SeamError: they are another model's, or were tuned under other bits (their shapes do not tell).
+    """
+    from seam.io import load_tensors
+    from seam.quant.modules import Quantizer
+
+    state = load_tensors(weights)
+    for name, module in model.named_modules():
+        bounds = state.get(f"{name}.bounds") if isinstance(module, Quantizer) else None
+        if bounds is not None and (found := round(math.log2(float(bounds[1, 0] - bounds[0, 0]) + 1))) != module.bits:
+            raise SeamError(f"{weights}: tuned under another policy: {name} has {found} bits, not {module.bits}")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise SeamError(f"{weights}: not the weights of this model under this policy: {error}") from None
+    return model.eval()
+
+
+def calibrate(model: nn.Module, images: Any, count: int = CALIBRATION_IMAGES, device: str = "auto") -> nn.Module:
+    """Set the input quantizers of a quantized model from its first `count` shuffled images; returns the model."""
+    from seam.quant.apply import calibrate as apply
+    from seam.runtime.process import set_up
+    from seam.runtime.progress import phase
+
+    place = set_up(device, torch.get_num_threads(), 0)
+    model.to(place)
+    with phase(f"calibrate on {min(count, len(images))} images"):
+        apply(model, [next(iter(images.batches(min(count, len(images)), seed=0, device=place)))])
+    return model
+
+
+def finetune(
+    model: nn.Module,
+    images: Any,
+    *,
+    epochs: int = 1,
+    batch_size: int = 64,
+    lr: float = 0.005,
+    step_lr: float = 1e-3,
+    batch_norm: str = "frozen",
+    augment: bool = True,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Quantization-aware training of a quantized model, in place; returns the rows of its history.
+
+    The images' classes must be the model's (SeamError otherwise). `resume`: checkpoint of an interrupted run.
+    """
+    from seam.quant.kernels import use_kernels
+    from seam.runtime.meter import Meter
+    from seam.runtime.process import set_up
+    from seam.settings import Finetune, checked
+    from seam.training.supervised import train
+
+    _check_classes(model, images)
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "step_lr": step_lr, "augment": augment}
+    settings = checked(Finetune, {**given, "batch_norm": batch_norm})
+    place = set_up(device, torch.get_num_threads(), seed)
+    meter = Meter(place)
+    use_kernels(settings.kernels, device=place)
+    model.to(place, memory_format=torch.channels_last)
+    checkpoint = Path(resume) if resume else None
+    return train(model, settings, images, seed, place, meter, resume=checkpoint, label="finetune")
+
+
+def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = "auto") -> dict[str, float]:
+    """Top-1, top-5 (percent), loss and class margin. The images' classes must be the model's (SeamError otherwise)."""
+    from seam.quant.kernels import use_kernels
+    from seam.runtime.process import set_up
+    from seam.training.evaluate import evaluate as measure
+
+    _check_classes(model, images)
+    place = set_up(device, torch.get_num_threads(), 0)
+    use_kernels(device=place)
+    return measure(model.to(place, memory_format=torch.channels_last), images, batch_size, place)
+
+
+def _check_classes(model: nn.Module, images: Any) -> None:
+    if len(images.classes) != model.num_classes:
+        raise SeamError(
+            f"the images have {len(images.classes)} classes, the model {model.num_classes}: give its own classes, "
+            "one folder each, in the model's order by name"
+        )

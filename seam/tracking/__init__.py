@@ -1,0 +1,1 @@
+"""MLflow: runs in a store, and live logging to a server."""

@@ -1,0 +1,1 @@
+"""Training a network and measuring it: one loop with checkpoints, accuracy, the class margin."""

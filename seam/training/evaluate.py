@@ -1,0 +1,47 @@
+"""Accuracy and class margin of a model on a test set."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seam.models.features import capture_features
+from seam.runtime.process import loader_workers
+from seam.runtime.progress import progress
+from seam.training.margin import class_margin
+
+
+def evaluate(
+    model: nn.Module, images: Any, batch_size: int, device: torch.device, label: str = "evaluate"
+) -> dict[str, float]:
+    """Top-1 and top-5 (percent), loss and class margin over all images of a seam.data.loaders.ImageSet."""
+    return evaluate_each(model, images, batch_size, device, label)[0]
+
+
+@torch.no_grad()
+def evaluate_each(
+    model: nn.Module, images: Any, batch_size: int, device: torch.device, label: str = "evaluate"
+) -> tuple[dict[str, float], Tensor]:
+    """What `evaluate` returns, and whether the model is right about each image, in their order ([N], bool)."""
+    model.eval()
+    batches = images.batches(batch_size, device=device, workers=loader_workers(device))
+    hits5 = loss = torch.zeros((), device=device)
+    hits, features, labels = [], [], []
+    with capture_features(model) as captured:
+        for x, y in progress(batches, len(batches), label):
+            logits = model(x).float()
+            top = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
+            hits.append(top[:, 0].cpu())
+            hits5 = hits5 + top.any(1).sum()
+            loss = loss + F.cross_entropy(logits, y, reduction="sum")
+            features.append(captured[-1].float().cpu())
+            labels.append(y.cpu())
+    count, right = len(images), torch.cat(hits)
+    metrics = {
+        "top1": round(100 * right.sum().item() / count, 4),
+        "top5": round(100 * hits5.item() / count, 4),
+        "loss": round(loss.item() / count, 6),
+        "class_margin": round(class_margin(torch.cat(features), torch.cat(labels)), 6),
+    }
+    return metrics, right

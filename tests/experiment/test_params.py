@@ -1,0 +1,188 @@
+"""params.yaml: every bad value is refused with a message that names its key and the way out."""
+
+import copy
+
+import pytest
+import yaml
+from engines import REPOSITORY
+
+from seam.errors import SeamError
+from seam.experiment.params import STAGE_KEYS, Job, load_params, parse_params
+
+NAMES = ("smoke", "cifar", "imagenet", "efficiency", "scale224")
+FILES = ["params.yaml", *(f"experiments/{name}.yaml" for name in NAMES)]
+
+
+RAW = """
+name: test
+device: cpu
+grid: {models: [resnet18, mobilenet], searches: [seam-digits, direct], budgets: [w3a3], seeds: [0]}
+target: {dataset: fashion_mnist}
+models: {resnet18: {name: resnet18}, mobilenet: {name: mobilenetv2_050}}
+pretrain: {epochs: 3, lr: 0.1}
+search: {bits: [2, 3, 4], epochs: 3, margin_weight: 1.0}
+searches:
+  seam-digits: {method: seam, proxy: {dataset: digits, split: all}}
+  seam-subset: {method: seam, proxy: {dataset: fashion_mnist, fraction: 0.04}}
+  direct: {method: seam, proxy: {dataset: fashion_mnist}, epochs: 1}
+  no-margin: {method: seam, proxy: {dataset: digits, split: all}, margin_weight: 0.0}
+  uniform: {method: uniform, proxy: none}
+budgets: {w3a3: w3a3}
+finetune: {epochs: 2, lr: 0.02}
+claims: {proxies: [seam-digits], without_margin: {seam-digits: no-margin}}
+report: {formats: [png]}
+mlflow: {uri: "sqlite:///mlflow.db"}
+"""
+
+
+@pytest.fixture
+def raw():
+    return yaml.safe_load(RAW)
+
+
+def changed(raw, key, value):
+    raw = copy.deepcopy(raw)
+    *parents, last = key.split(".")
+    inner = raw
+    for part in parents:
+        inner = inner[part]
+    if value is DELETE:
+        del inner[last]
+    else:
+        inner[last] = value
+    return raw
+
+
+DELETE = object()
+PROXY = "searches.seam-subset.proxy"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("finetune.epoch", 3, ["finetune.epoch", "did you mean epochs"]),
+        ("fintune", {}, ["fintune", "did you mean finetune"]),
+        ("search.margin_wieght", 1, ["search.margin_wieght", "margin_weight"]),
+        ("searches.direct.epoch", 1, ["searches.direct.epoch", "epochs"]),
+        (f"{PROXY}.fractoin", 0.1, [f"{PROXY}.fractoin", "fraction"]),
+        ("models.resnet18.weight", "x", ["models.resnet18.weight", "weights"]),
+        ("finetune.epochs", 0, ["finetune.epochs", "0"]),
+        ("finetune.lr", -0.1, ["finetune.lr", "-0.1"]),
+        ("search.bits", [2, 3, 9], ["search.bits", "8"]),
+        ("search.bits", [3, 2], ["search.bits", "ascending"]),
+        (f"{PROXY}.fraction", 1.5, [f"{PROXY}.fraction", "1.5"]),
+        (f"{PROXY}.count", 10, [PROXY, "fraction or count"]),
+        (f"{PROXY}.split", "all", [PROXY, "test images"]),
+        (f"{PROXY}.dataset", "fashion_mnst", [f"{PROXY}.dataset", "fashion_mnist"]),
+        ("target.dataset", "cifar_10", ["target.dataset", "cifar10"]),
+        ("searches.direct.method", "seem", ["searches.direct.method", "did you mean seam"]),
+        ("searches.direct.proxy", DELETE, ["searches.direct.proxy", "missing", "none"]),
+        ("searches.direct.proxy", "digits", ["searches.direct.proxy", "dataset"]),
+        ("searches.direct.method", DELETE, ["searches.direct.method", "missing"]),
+        ("grid.searches", ["drect"], ["grid.searches", "direct"]),
+        ("grid.models", ["resnet81"], ["grid.models", "resnet18"]),
+        ("grid.budgets", ["w4a4"], ["grid.budgets", "w3a3"]),
+        ("grid.seeds", [0, 0], ["grid.seeds", "twice"]),
+        ("grid.seeds", [], ["grid.seeds"]),
+        ("grid", DELETE, ["grid", "missing"]),
+        ("models", {"a.b": {"name": "resnet18"}}, ["models", "a.b"]),
+        ("claims.proxies", ["seam-digit"], ["claims.proxies", "seam-digits"]),
+        ("claims.without_margin", {"seam-digits": "nomargin"}, ["claims.without_margin", "no-margin"]),
+        ("report.formats", ["pdf"], ["report.formats", "png"]),
+    ],
+)
+def test_bad_values_name_their_key(raw, key, value, words):
+    with pytest.raises(SeamError) as error:
+        parse_params(changed(raw, key, value), "params.yaml")
+    assert str(error.value).startswith("params.yaml")
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_every_bad_key_is_listed(raw):
+    raw["finetune"]["epoch"] = 1
+    raw["pretrain"]["lr"] = 0
+    with pytest.raises(SeamError, match=r"(?s)(pretrain\.lr.*finetune\.epoch|finetune\.epoch.*pretrain\.lr)"):
+        parse_params(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [", "not valid YAML"), ("- 1", "mapping"), ("", "mapping"), (None, "no such")]
+)
+def test_unreadable_files_are_named(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SeamError, match=f"mine.yaml.*{words}"):
+        load_params(path)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_in_the_repository_are_complete(file):
+    """DVC refuses a parameter that a stage lists and the file does not hold; defaults do not help it."""
+    params, raw = load_params(REPOSITORY / file), yaml.safe_load((REPOSITORY / file).read_text())
+    for job in params.jobs():
+        for patterns in STAGE_KEYS.values():
+            for pattern in patterns:
+                value = raw
+                parts = pattern.format(**job._asdict()).split(".")
+                for part in parts[:2] if parts[0] == "models" else parts:  # dvc.yaml lists a model as a whole
+                    assert part in value, f"{file}: {pattern}"
+                    value = value[part]
+
+
+def test_experiments_do_not_overwrite_each_other():
+    results = [load_params(REPOSITORY / file).results for file in FILES]
+    assert len(set(results)) == len(results)
+    names = [load_params(REPOSITORY / file).name for file in FILES]
+    assert len(set(names)) == len(names)
+
+
+def test_jobs_are_the_cross_product_in_order(raw):
+    raw["grid"] = {"models": ["mobilenet"], "searches": ["direct", "uniform"], "budgets": ["w3a3"], "seeds": [1, 0]}
+    jobs = list(parse_params(raw).jobs())
+    assert jobs == [Job("mobilenet", s, "w3a3", n) for s in ("direct", "uniform") for n in (1, 0)]
+
+
+def test_a_search_overrides_the_shared_settings(raw):
+    params = parse_params(raw)
+    assert params.settings("seam-digits").epochs == raw["search"]["epochs"]
+    assert params.settings("direct").epochs == raw["searches"]["direct"]["epochs"] != raw["search"]["epochs"]
+    assert params.settings("no-margin").margin_weight == 0.0
+    assert params.proxy("uniform") is None
+    assert params.proxy("seam-subset").fraction == 0.04
+
+
+def test_a_slice_holds_what_its_stage_depends_on(raw):
+    before = parse_params(raw)
+    job = {"model": "resnet18", "search": "direct", "budget": "w3a3", "seed": 0}
+    for key, value, stages in (
+        ("finetune.lr", 0.5, {"finetune"}),
+        ("searches.direct.margin_weight", 0.5, {"search"}),
+        ("searches.uniform.epochs", 9, set()),
+        ("searches.direct.proxy.fraction", 0.5, {"sample", "search"}),
+        ("models.mobilenet.name", "resnet34", set()),
+        ("models.resnet18.name", "resnet34", {"pretrain", "sample", "search", "finetune", "evaluate"}),
+        ("models.resnet18.lock", ["conv1=8/8"], {"search"}),
+        ("models.resnet18.exclude", ["conv1"], {"search"}),
+        ("models.resnet18.latency", "ms.csv", {"search"}),
+        ("report.title", "x", {"report"}),
+        ("mlflow.experiment", "x", {"log"}),
+        ("grid.seeds", [0, 1], {"claims", "report", "log"}),
+        ("name", "x", {"log"}),
+    ):
+        after = parse_params(changed(raw, key, value))
+        differing = {stage for stage in STAGE_KEYS if before.slice(stage, **job) != after.slice(stage, **job)}
+        assert differing == stages, key
+
+
+def test_a_slice_does_not_show_the_order_of_keys(raw):
+    reordered = yaml.safe_load(yaml.safe_dump(raw, sort_keys=True))
+    job = {"model": "resnet18", "search": "seam-subset", "budget": "w3a3", "seed": 0}
+    for stage in STAGE_KEYS:
+        assert repr(parse_params(raw).slice(stage, **job)) == repr(parse_params(reordered).slice(stage, **job)), stage
+
+
+def test_params_cannot_be_changed(raw):
+    params = parse_params(raw)
+    with pytest.raises(ValueError, match="frozen"):
+        params.finetune.lr = 1.0

@@ -1,0 +1,105 @@
+"""Cores, order and threads: what keeps `--cores 8` fast on a laptop and shows the first comparison early."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from engines import REPOSITORY
+
+from seam.experiment import schedule
+from seam.experiment.graph import nodes
+from seam.experiment.params import load_params, parse_params
+from seam.runtime import cores
+
+DEFAULT = REPOSITORY / "params.yaml"
+
+
+@pytest.mark.parametrize(
+    ("real", "given", "threads", "at_once"),
+    [
+        (2, 8, 2, 1),
+        (2, 8, 1, 2),
+        (2, 8, 16, 1),
+        (4, 8, 1, 4),
+        (4, 8, 2, 2),
+        (4, 8, 3, 1),
+        (16, 8, 2, 4),
+        (2, 2, 1, 2),
+        (1, 8, 2, 1),
+    ],
+)
+def test_no_more_threads_run_than_there_are_cores(monkeypatch, real, given, threads, at_once):
+    monkeypatch.setattr(schedule, "available_cores", lambda: real)
+    taken = schedule.slots(threads, given)
+    assert given // min(taken, given) == at_once
+    assert at_once == 1 or at_once * threads <= real
+
+
+def test_a_cluster_gives_a_job_what_it_asks_for(monkeypatch):
+    monkeypatch.setattr(schedule, "available_cores", lambda: 1)
+    assert schedule.slots(16, None) == 16
+    params = load_params(DEFAULT)
+    assert (
+        schedule.search_slots(params, params.claims.baseline, None) == params.settings(params.claims.baseline).threads
+    )
+
+
+@pytest.mark.parametrize(("real", "given"), [(2, 8), (4, 4), (32, 16)])
+def test_a_search_that_sees_no_data_takes_one_thread(monkeypatch, real, given):
+    monkeypatch.setattr(schedule, "available_cores", lambda: real)
+    cifar = load_params(REPOSITORY / "experiments/cifar.yaml")
+    assert schedule.search_slots(cifar, "uniform", given) == schedule.slots(1, given)
+    assert schedule.search_slots(cifar, "direct", given) == schedule.slots(4, given)
+
+
+def test_available_cores_respect_affinity():
+    one = min(os.sched_getaffinity(0))
+    code = (
+        f"import os; os.sched_setaffinity(0, {{{one}}});"
+        "from seam.runtime.cores import available_cores, limit_threads; print(available_cores(), limit_threads(8))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8)])
+def test_available_cores_respect_a_container_quota(monkeypatch, tmp_path, text, expected):
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(cores, "_CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert cores.available_cores() == expected
+
+
+def test_the_collector_rests_while_libraries_are_imported_and_leaves_torch_alone():
+    code = (
+        "import atexit, gc, sys; atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 9999));"
+        "from seam.runtime.process import import_torch; import_torch();"
+        "from seam.cli import main; sys.argv = ['seam', '--help']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "100000 True"
+
+
+def test_the_first_comparison_comes_first():
+    """Greedy by priority, one job at a time: the first proxy's and the baseline's policies before anything else."""
+    raw = yaml.safe_load(DEFAULT.read_text())
+    raw["grid"]["searches"].reverse()
+    params = parse_params(raw)
+    waiting, made, order = list(nodes(params)), set(), []
+    waiting = [node for node in waiting if node.stage in schedule.STEPS]
+    while waiting:
+        ready = [node for node in waiting if made.issuperset(node.inputs)]
+        best = max(ready, key=lambda n: schedule.priority(params, n.stage, {k: str(v) for k, v in n.job.items()}))
+        waiting.remove(best)
+        made.update(best.outputs)
+        order.append((best.stage, best.job.get("model"), best.job.get("search")))
+    baseline, first = params.claims.baseline, params.claims.proxies[0]
+    steps = ("sample", "search", "finetune", "evaluate")
+    model = params.grid.models[0]
+    expected = [("fetch", None, None), ("pretrain", model, None)]
+    expected += [(step, model, search) for search in (first, baseline) for step in steps]
+    assert order[: len(expected)] == expected
+    last = [model for _, model, _ in order].index(params.grid.models[1])
+    assert all(name == model for _, name, _ in order[1:last])
