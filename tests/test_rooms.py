@@ -1,4 +1,4 @@
-"""The package's rooms: each imports only from rooms below it, says in one sentence what it is for, and holds several files."""
+"""The package's rooms: each imports only from rooms below it, says what it is for, and holds several files."""
 
 import ast
 from pathlib import Path

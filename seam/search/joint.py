@@ -26,9 +26,10 @@ from seam.quant.mixture import Mixture
 from seam.runtime.progress import phase
 from seam.search.problem import Problem
 from seam.settings import SearchSettings
-from seam.training.loop import cross_entropy, fit
+from seam.training.loop import fit
 from seam.training.margin import MarginLoss
 from seam.training.optimizers import Group
+from seam.training.supervised import cross_entropy
 
 CLASSIFIER = True
 OWN = {"margin_weight": 1.0, "budget_weight": 2.0, "logit_lr": 0.15}

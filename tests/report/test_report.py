@@ -100,7 +100,8 @@ def test_same_results_give_the_same_bytes(tmp_path):
     params = make(tmp_path)
     folder = run(params)
     first = {name: (folder / name).read_bytes() for name in report_files(params)}
-    script = "import sys; from seam.experiment.params import parse_params; from seam.stages.report import report; import json, pathlib\n"
+    script = "import json, pathlib, sys\n"
+    script += "from seam.experiment.params import parse_params\nfrom seam.stages.report import report\n"
     script += "report(parse_params(json.loads(sys.argv[1])), pathlib.Path(sys.argv[2]))"
     again = subprocess.run(
         [sys.executable, "-c", script, params.model_dump_json(), str(folder)],
