@@ -20,7 +20,6 @@ from seam.errors import SeamError
 from seam.io import read_json, save_tensors, sha256
 from seam.models.find import find_layers, input_size
 from seam.policy.file import entries
-from seam.runtime import progress
 
 SIZE = 32
 
@@ -219,17 +218,6 @@ def test_held_out_images_are_those_that_training_does_not_see(folder, model):
     every, few = (seam.held_out(folder / "split", model, count=count) for count in (100, 20))
     assert len(every) == 60 and all("val" in str(path) for path in every.paths)
     assert few.labels.bincount().tolist() == [2] * 10 and few.image_size == (SIZE, SIZE)
-
-
-def test_phases_are_said_where_there_is_no_terminal_if_asked(capsys, monkeypatch):
-    def work():
-        with progress.phase("calibrate"):
-            return list(progress.progress("abc", 3, "search"))
-
-    assert work() == ["a", "b", "c"] and capsys.readouterr().err == ""
-    monkeypatch.setitem(progress._said, "lines", False)  # put back afterwards
-    progress.announce()
-    assert work() == ["a", "b", "c"] and capsys.readouterr().err == "calibrate ...\nsearch, 3 steps ...\n"
 
 
 def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
