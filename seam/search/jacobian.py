@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -134,8 +134,13 @@ def preferences(problem: Problem) -> np.ndarray:
             # A forward pass; a backward pass without gradients of weights for each draw; all layers for each bit-width.
             problem.meter.look(len(batch), forwards=1 + draws + len(settings.bits))
     # More bits are never worse; where estimates say so it is noise.
-    errors = np.apply_along_axis(isotonic_regression, 2, errors.cpu().numpy() / (count * draws), increasing=False)
+    errors = np.apply_along_axis(_falling, 2, errors.cpu().numpy() / (count * draws))
     return -(errors[0][:, :, None] + errors[1][:, None, :])
+
+
+def _falling(errors: np.ndarray) -> np.ndarray:
+    """[B] the closest errors, by least squares, that fall with the bits."""
+    return isotonic_regression(errors, increasing=False).x
 
 
 def _counts(options: Mapping[str, Any]) -> tuple[int, int]:
