@@ -132,6 +132,10 @@ def finetune(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate (SGD).")] = 0.005,
     batch_norm: Annotated[str, typer.Option(help="Statistics: frozen, or updated (long training).")] = "frozen",
+    distillation: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the loss: distance to full precision's predictions."),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     threads: Threads = ALL,
@@ -148,16 +152,22 @@ def finetune(
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
     quantized = api.calibrate(api.quantize(network, policy), images, device=device)
-    settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, epochs, batch_size, lr, batch_norm, seed]
+    options = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "batch_norm": batch_norm,
+        "distillation": distillation,
+    }
+    settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, options, seed]
     resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.pt")
-    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "batch_norm": batch_norm}
     an_epoch = len(images) // min(batch_size, len(images))
     if epochs * an_epoch < FEW_STEPS:
         more = f"--epochs {-(-FEW_STEPS // an_epoch)}, or a smaller --batch-size, would be more"
         typer.echo(f"only {epochs * an_epoch} steps: fewer than about {FEW_STEPS} seldom help; {more}", err=True)
     held = api.held_out(data, network, data_root=data_root)
     before = held and api.evaluate(quantized, held, device=device)
-    history = api.finetune(quantized, images, **options, seed=seed, resume=resume, device=device)
+    history = api.finetune(quantized, images, **options, teacher=network, seed=seed, resume=resume, device=device)
     after = held and api.evaluate(quantized, held, device=device)
     io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
     resume.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from seam.errors import SeamError, unknown
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -100,6 +101,7 @@ class Finetune(Training):
 
     step_lr: Positive = 1e-2
     batch_norm: Literal["frozen", "updated"] = "frozen"  # its statistics; weights and biases are trained
+    distillation: Share = 0.0  # of the loss: how far the full-precision network's predictions are; the rest: labels
     clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without
     kernels: Literal["auto", "compiled", "eager"] = "auto"
 
@@ -119,7 +121,7 @@ class SearchSettings(_Frozen):
     margin_weight: NonNegative | None = None  # lambda_m
     budget_weight: NonNegative | None = None  # lambda_b
     temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
-    spend: Annotated[float, Field(ge=0, le=1)] = 0.97  # least share of the budget that a policy uses
+    spend: Share = 0.97  # least share of the budget that a policy uses
     calibration_images: Count = 512
     augment: bool = False
     threads: Count = 2

@@ -1,6 +1,7 @@
 """`seam finetune --params`: quantization-aware training of the target model under a policy."""
 
 from pathlib import Path
+from typing import Any
 
 from seam import io
 from seam.experiment import provenance
@@ -28,8 +29,9 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     with meter.part("setup"):
         start = quantized(params, job.model, weights, policy, device)
     resume = resume_file(params, "finetune", job._asdict(), [weights, policy])
+    teacher = _teacher(start, weights, device) if settings.distillation else None
     with live(params, job, "finetune") as log:
-        more = {"live": log.log, "label": f"finetune {job.name}"}
+        more = {"live": log.log, "label": f"finetune {job.name}", "teacher": teacher}
         history = train_supervised(start.network, settings, start.train, job.seed, device, meter, resume=resume, **more)
     io.save_tensors(out / "model.safetensors", start.network.state_dict())
     io.write_csv(out / "history.csv", history, COLUMNS)
@@ -38,3 +40,10 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     provenance.record(params, "finetune", job._asdict(), [weights, policy], outputs)
     forget(resume)
     print(f"finetune: {job.name}, {meter.seconds():.0f} s")
+
+
+def _teacher(start: Any, weights: Path, device: Any) -> Any:
+    """The full-precision network."""
+    import torch
+
+    return start.target.network(weights).to(device, memory_format=torch.channels_last)

@@ -95,6 +95,8 @@ def finetune(
     lr: float = 0.005,
     step_lr: float = 1e-3,
     batch_norm: str = "frozen",
+    distillation: float = 0.0,
+    teacher: nn.Module | None = None,
     augment: bool = True,
     seed: int = 0,
     resume: str | Path | None = None,
@@ -102,7 +104,8 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Quantization-aware training of a quantized model, in place; returns the rows of its history.
 
-    The images' classes must be the model's (SeamError otherwise). `resume`: checkpoint of an interrupted run.
+    The images' classes must be the model's (SeamError otherwise). `distillation`: share of the loss, 0 to 1, that is
+    the distance to the full-precision `teacher`'s predictions. `resume`: checkpoint of an interrupted run.
     """
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
@@ -112,13 +115,17 @@ def finetune(
 
     _check_classes(model, images)
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "step_lr": step_lr, "augment": augment}
-    settings = checked(Finetune, {**given, "batch_norm": batch_norm})
+    settings = checked(Finetune, {**given, "batch_norm": batch_norm, "distillation": distillation})
+    if distillation and teacher is None:
+        raise SeamError("distillation: give the full-precision model as teacher")
     place = set_up(device, torch.get_num_threads(), seed)
     meter = Meter(place)
     use_kernels(settings.kernels, device=place)
     model.to(place, memory_format=torch.channels_last)
+    if teacher is not None:
+        teacher = teacher.to(place, memory_format=torch.channels_last).eval()
     checkpoint = Path(resume) if resume else None
-    return train(model, settings, images, seed, place, meter, resume=checkpoint, label="finetune")
+    return train(model, settings, images, seed, place, meter, teacher, resume=checkpoint, label="finetune")
 
 
 def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = "auto") -> dict[str, float]:

@@ -20,15 +20,43 @@ def cross_entropy(model: nn.Module, smoothing: float = 0.0) -> Loss:
 
     def loss(x: Tensor, y: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         logits = model(x)
-        with torch.no_grad():
-            top1 = (logits.argmax(1) == y).float().mean() * 100
-        return F.cross_entropy(logits, y, label_smoothing=smoothing), {"top1": top1}
+        return F.cross_entropy(logits, y, label_smoothing=smoothing), {"top1": _top1(logits, y)}
 
     return loss
 
 
+def distilled(model: nn.Module, teacher: nn.Module, share: float, smoothing: float, meter: Meter) -> Loss:
+    """share x KL(teacher || model) + (1 - share) x cross-entropy, means over images; logs top-1 as `cross_entropy`.
+
+    Distillation of Hinton et al. (2015), at temperature 1 (our choice). The teacher is not trained.
+    """
+
+    def loss(x: Tensor, y: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            wanted = F.log_softmax(teacher(x).float(), dim=1)
+        meter.forwards += len(x)
+        logits = model(x)
+        moved = F.kl_div(F.log_softmax(logits.float(), dim=1), wanted, reduction="batchmean", log_target=True)
+        labelled = F.cross_entropy(logits, y, label_smoothing=smoothing)
+        return share * moved + (1 - share) * labelled, {"top1": _top1(logits, y)}
+
+    return loss
+
+
+@torch.no_grad()
+def _top1(logits: Tensor, y: Tensor) -> Tensor:
+    return (logits.argmax(1) == y).float().mean() * 100
+
+
 def train(
-    model: nn.Module, settings: Training, images: Any, seed: int, device: torch.device, meter: Meter, **more: Any
+    model: nn.Module,
+    settings: Training,
+    images: Any,
+    seed: int,
+    device: torch.device,
+    meter: Meter,
+    teacher: nn.Module | None = None,
+    **more: Any,
 ) -> list[dict[str, Any]]:
     """Supervised training in place: pretraining, or finetuning of a quantized model; returns the rows of history.csv.
 
@@ -36,9 +64,14 @@ def train(
     same function for less. Weight decay, too, passes by what is left out.
 
     Args:
+        teacher: the full-precision network on the same device, in evaluation mode; needed where the settings ask for
+            distillation.
         more: of `fit`.
     """
-    size = input_size(images.channels, images.image_size)
+    size, share = input_size(images.channels, images.image_size), getattr(settings, "distillation", 0.0)
+    loss = cross_entropy(model, settings.label_smoothing)
+    if share:
+        loss = distilled(model, teacher, share, settings.label_smoothing, meter)
     if isinstance(settings, Finetune):
         more["clip_norm"] = settings.clip_norm
         if settings.batch_norm == "frozen":
@@ -48,7 +81,7 @@ def train(
         with clamp_in_quantizers(model, size):
             return fit(
                 model,
-                cross_entropy(model, settings.label_smoothing),
+                loss,
                 images,
                 settings.epochs,
                 settings.batch_size,

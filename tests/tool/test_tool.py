@@ -362,3 +362,12 @@ def test_bad_input_is_named_with_exit_code_2(tmp_path, arguments, named):
 
 def test_input_size_is_timm_s(model):
     assert seam.input_size(model) == input_size(3, model.pretrained_cfg["input_size"][1:])
+
+
+def test_distillation_needs_its_teacher(model, tmp_path):
+    images = seam.open_images(None, model, full_size=True)
+    quantized = seam.calibrate(seam.quantize(model, seam.search(model, images, method="uniform")), images)
+    with pytest.raises(SeamError, match="distillation: give the full-precision model as teacher"):
+        seam.finetune(quantized, images, distillation=0.5)
+    with pytest.raises(SeamError, match="distillation"):
+        seam.finetune(quantized, images, distillation=1.5, teacher=model)
