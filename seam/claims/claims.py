@@ -11,7 +11,8 @@ verdict from the numbers. How the numbers are made:
 - Pooled over models (`"model": "all models"`): the mean over the models for each seed, then as above. The models are
   those of the grid, not a sample of all models.
 - "Not worse than the direct search" means: the interval of (proxy - direct) lies above -margin_points.
-  "Better" means: the interval lies above 0. An interval that includes the bound, or a single pair, decides nothing.
+  "Better" means: the interval lies above 0. An interval that includes the bound decides nothing, nor does a single
+  value without an interval.
 - Speed-up = cost(direct search) / cost(proxy search) of one pair, in seconds and in images x MACs; geometric mean.
 - First come the five claims that a reader came for, about the headline, the first of `claims.proxies`: `QUESTIONS`.
 """
@@ -140,4 +141,7 @@ def _missing(results: Results) -> Iterator[str]:
         if search not in grid:
             yield f"reference '{search}' is not in grid.searches: no comparison with it"
     if len(params.grid.seeds) == 1:
-        yield "grid.seeds holds one seed: accuracies after finetuning have no interval and are not decided"
+        yield (
+            "grid.seeds holds one seed: accuracies after finetuning have no interval and are not decided, "
+            "but against several random policies"
+        )

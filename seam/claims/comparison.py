@@ -34,11 +34,11 @@ class Groups:
         return any(result.job.search == search for result in self.results)
 
 
-def mean_gap(group: list[Pair], key: str = "top1") -> float:
+def mean_gap(group: list[Pair], key: str) -> float:
     return fmean(a.metrics[key] - b.metrics[key] for a, b in group)
 
 
-def by_image(flat: list[Pair], key: str = "top1") -> np.ndarray:
+def by_image(flat: list[Pair], key: str) -> np.ndarray:
     """[N], -1 to 1: right on the first side - right on the second for each test image, as a mean over the pairs."""
     return sum(a.right(key).astype(float) - b.right(key) for a, b in flat) / len(flat)
 
@@ -53,7 +53,7 @@ def policies(flat: list[Pair], side: int) -> int:
     return max(map(len, found.values()))
 
 
-def sides(search: str, against: str, flat: list[Pair], key: str = "top1") -> dict[str, Any]:
+def sides(search: str, against: str, flat: list[Pair], key: str) -> dict[str, Any]:
     """Means of both sides: accuracy and what each policy really spends (a reference may spend more or less).
 
     test_standard_error: of the difference in `key`, in points, by the choice of the test images.
@@ -70,7 +70,7 @@ def sides(search: str, against: str, flat: list[Pair], key: str = "top1") -> dic
 
 
 def context_of(groups: Groups, search: str, against: str) -> dict[str, Any]:
-    """What else differs between the two sides, so that a difference is not credited to the wrong cause."""
+    """What else differs between the sides, other methods or else settings: no difference shall be credited to a wrong cause."""
     params, context = groups.params, {}
     methods = [params.method(search), params.method(against)]
     first, second = (params.settings(name).model_dump(mode="json") for name in (search, against))
@@ -83,7 +83,7 @@ def context_of(groups: Groups, search: str, against: str) -> dict[str, Any]:
 
 
 def parts_of(results: list[JobResult]) -> dict[str, float]:
-    """Mean seconds of each part of a search: process start, set-up, compilation, training, solving."""
+    """Mean seconds of each part of a search: process start, set-up, kernels, sensitivities, training, solving."""
     names = dict.fromkeys(name for result in results for name in result.search_cost.get("parts", {}))
     return {name: round(fmean(r.search_cost.get("parts", {}).get(name, 0.0) for r in results), 3) for name in names}
 

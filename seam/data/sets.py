@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seam.data.sampling import sample_indices
 from seam.errors import SeamError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL's "L"
@@ -29,6 +30,19 @@ class ImageSet(ABC):
     channels: int
     mean: list[float]
     std: list[float]
+    name: str = "images"  # of the folder or dataset
+    by_name: bool = False  # a known dataset, not a folder of the user's own
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.channels, *self.image_size
+
+    def balanced(self, count: int | None, seed: int = 0) -> "ImageSet":
+        """At most `count` images, the same of each class as far as there are; all in their order if None."""
+        if count is None or count >= len(self):
+            return self
+        return self.subset(sample_indices(self.labels.numpy(), count, "balanced", seed))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -136,10 +150,9 @@ class TensorSet(ImageSet):
         return describe_preprocessing(self, list(self.image_size), False, "bilinear", None)
 
     def subset(self, indices):
-        indices = torch.as_tensor(indices, dtype=torch.int64)
-        return TensorSet(
-            self.pixels[indices], self.labels[indices], self.classes, self.mean, self.std, self.flip, self.resize
-        )
+        images, indices = copy.copy(self), torch.as_tensor(indices, dtype=torch.int64)
+        images.pixels, images.labels, images._on = self.pixels[indices], self.labels[indices], {}
+        return images
 
     def enlarged(self, size: tuple[int, int]) -> "TensorSet":
         """The same images at another size (H, W), kept at it."""
@@ -207,7 +220,7 @@ def in_memory(images: ImageSet) -> TensorSet:
     mean, std = torch.tensor(images.mean) * 255, torch.tensor(images.std) * 255
     parts = [(x.permute(0, 2, 3, 1) * std + mean).round().clamp(0, 255).to(torch.uint8) for x, _ in images.batches(64)]
     held = TensorSet(torch.cat(parts), images.labels, images.classes, images.mean, images.std, images.flip)
-    held.name = getattr(images, "name", "images")
+    held.name, held.by_name = images.name, images.by_name
     return held
 
 

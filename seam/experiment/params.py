@@ -238,7 +238,7 @@ def _check_searches(params: Params, where: str) -> None:
 
 def _check_references(params: Params, where: str) -> None:
     from seam.data.registry import DATASETS
-    from seam.search.methods import METHODS
+    from seam.search.interface import METHODS
 
     for key, names, known in (
         ("grid.models", params.grid.models, params.models),

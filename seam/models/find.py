@@ -5,14 +5,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from seam.errors import SeamError
-from seam.models.groups import Readers, run_once, watch, weight_parameter
+from seam.models.groups import REFUSALS, Readers, run_once, watch, weight_parameter
 from seam.models.layers import Layer, settle
-
-
-def input_size(channels: int, image_size: Iterable[int] | int) -> tuple[int, int, int]:
-    """(C, H, W) from a channel count and a side length or (H, W)."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return channels, height, width
 
 
 def default_input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -47,7 +41,7 @@ def find_layers(model: nn.Module, size: tuple[int, int, int]) -> list[Layer]:
     try:
         with watch(model, usable, readers.read, count):
             run_once(model, size)
-    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+    except REFUSALS as error:
         raise SeamError(
             f"the model cannot run on an input of {size} (channels, height, width): {error or type(error).__name__}; "
             f"its default size is {default_input_size(model)}"

@@ -146,6 +146,10 @@ def _elements(x: Tensor) -> tuple:
     return x.data_ptr(), x.dtype, x._version, x.numel() if dense else (tuple(x.shape), x.stride())
 
 
+# What models raise for sizes that they do not take.
+REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
+
+
 @torch.no_grad()
 def run_once(model: nn.Module, size: tuple[int, int, int]) -> None:
     """One evaluation pass on one blank image of `size` (C, H, W); the model's mode is left as it was."""

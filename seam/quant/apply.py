@@ -2,14 +2,18 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seam.errors import SeamError, did_you_mean
+from seam.models.find import find_layers
 from seam.models.groups import watch
 from seam.models.layers import FLOAT_BITS, Layer, check_ties, group_names
 from seam.models.padding_taps import without_unreached_taps
+from seam.policy.file import fit_policy, policy_layers
 from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
 
 
@@ -58,6 +62,21 @@ def quantize(
                 layer.input_quantizer = shared[group] = Quantizer(a, channels=None).to(device)
             attach(layer, quantizer, _quantize_input, name in functional)
     return model
+
+
+def apply_policy(
+    model: nn.Module, policy: Mapping[str, Any], size: tuple[int, int, int], where: str | Path = "policy"
+) -> tuple[list[Layer], dict[str, tuple[int, int]]]:
+    """`quantize` a model in place as the content of a policy file says; returns its layers, as the policy has them, and
+    their bits.
+
+    size: (C, H, W) of the model's images; where: names the policy in messages. SeamError: the policy does not fit.
+    """
+    layers = find_layers(model, size)
+    bits = fit_policy(policy, layers, where)
+    layers = policy_layers(policy, layers)
+    quantize(model, bits, layers, size)
+    return layers, bits
 
 
 def _quantize_input(layer: nn.Module, x: Tensor) -> Tensor:

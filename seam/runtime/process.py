@@ -1,4 +1,4 @@
-"""The process that a stage runs in: threads, device, seeds, and the meter of what it costs.
+"""The process that a stage runs in: threads, device, seeds, memory.
 
 Importing this loads no torch: a job that needs no network has a meter too.
 """

@@ -44,6 +44,7 @@ from seam.quant.modules import attach, channel_samples, check_weight, standardiz
 from seam.runtime.progress import progress
 from seam.search.problem import Problem
 
+DATA = True
 QUANTIZERS = False  # their errors are taken here, at steps of their own
 OPTIONS = ("images", "draws", "directions", "start")  # the last one is `seam`'s
 IMAGES = 128

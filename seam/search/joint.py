@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 
 from seam.models.features import capture_features, feature_count
-from seam.models.find import input_size
 from seam.quant.fused_activations import clamp_in_quantizers
 from seam.quant.mixture import Mixture
 from seam.runtime.progress import phase
@@ -31,6 +30,7 @@ from seam.training.margin import MarginLoss
 from seam.training.optimizers import Group
 from seam.training.supervised import cross_entropy
 
+DATA = True
 CLASSIFIER = True
 OWN = {"margin_weight": 1.0, "budget_weight": 2.0, "logit_lr": 0.15}
 
@@ -71,8 +71,7 @@ def preferences(problem: Problem) -> np.ndarray:
         logs = {"ce": ce, "margin": margin_loss, "budget": spent, "entropy": net.entropy()}
         return total, logs
 
-    size = input_size(images.channels, images.image_size)
-    with clamp_in_quantizers(problem.model, size), capture_features(problem.model) as features:
+    with clamp_in_quantizers(problem.model, images.shape), capture_features(problem.model) as features:
         problem.history += fit(
             module=torch.nn.ModuleList([net, margin]),
             loss=loss,

@@ -14,10 +14,17 @@ from seam.models.layers import Layer, group_names
 from seam.policy.cost import Budget
 from seam.runtime.meter import Meter
 from seam.runtime.progress import phase
-from seam.search.methods import needs_classifier, needs_kernels
+from seam.search.interface import (
+    least_share,
+    needs_classifier,
+    needs_images,
+    needs_kernels,
+    raises_free_bits,
+)
 from seam.settings import SearchSettings
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -31,11 +38,12 @@ class Problem:
             the method asks for it (`seam.search`); the method may change it. None, and no device either, for a method
             that needs no network and sees no data.
         layers: all quantizable layers, MACs at the target's input size.
-        images: the proxy's training images (seam.data.loaders.ImageSet); None for methods that see no data.
+        images: the proxy's training images (seam.data.sets.ImageSet); None for methods that see no data.
         budgets: linear limits over the searchable layers; the first one is the one to be spent.
         resume: file for checkpoints.
         history: rows for history.csv, filled by the method.
         report: extra entries for cost.json (e.g. logit_entropy), filled by the method.
+        live: called with (step, **metrics) for each row of the history.
     """
 
     model: nn.Module | None
@@ -86,18 +94,19 @@ def prepare(
         own_classes: the proxy's classes are the model's.
         kernels: load those that the method needs.
     """
+    if images is None and needs_images(method):
+        raise SeamError("proxy: 'none', but the method looks at images: give a block with a dataset")
     if images is not None:
         from seam.models.build import replace_head
-        from seam.models.find import input_size, total_macs
+        from seam.models.find import total_macs
         from seam.models.padding_taps import cut_taps
 
         with meter.part("setup"):
             model, images = _at_size(model, images)
             if needs_classifier(method) and not own_classes:
                 replace_head(model, len(images.classes))
-            size = input_size(images.channels, images.image_size)
-            cut_taps(model, size)
-            meter.macs_per_image = total_macs(model, size)
+            cut_taps(model, images.shape)
+            meter.macs_per_image = total_macs(model, images.shape)
     if model is not None:
         import torch
 
@@ -115,28 +124,28 @@ def _at_size(model: nn.Module, images: Any) -> tuple[nn.Module, Any]:
 
     SeamError: the model does not take the size, and the images cannot be enlarged.
     """
-    from seam.models.find import default_input_size, input_size
-    from seam.models.groups import run_once
+    from seam.models.find import default_input_size
+    from seam.models.groups import REFUSALS, run_once
 
     try:
         fitted = model
         if hasattr(model, "set_input_size"):
             fitted = copy.deepcopy(model)
             fitted.set_input_size(img_size=images.image_size)
-        run_once(fitted, input_size(images.channels, images.image_size))
+        run_once(fitted, images.shape)
         return fitted, images
-    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
+    except REFUSALS as error:
         full = default_input_size(model)[1:]
         if not hasattr(images, "enlarged"):
             raise SeamError(f"the model refuses images of {images.image_size} ({error}); give it {full}") from None
         return model, images.enlarged(full)
 
 
-def solve(method: ModuleType, problem: Any, table: Any, budgets: Any) -> list[tuple[int, int]]:
+def solve(method: ModuleType, problem: Problem, table: np.ndarray, budgets: Sequence[Budget]) -> list[tuple[int, int]]:
     """The best policy within the budgets for a method's table of preferences, bits that cost nothing at the widest."""
     from seam.policy.assign import assign, raise_free
 
-    spend = getattr(method, "SPEND", problem.settings.spend)
+    spend = least_share(method, problem.settings.spend)
     bits, groups = problem.settings.bits, problem.groups
     assigned = assign(table, problem.names, bits, budgets, spend, groups=groups)
-    return raise_free(assigned, bits, budgets, groups) if getattr(method, "RAISE", True) else assigned
+    return raise_free(assigned, bits, budgets, groups) if raises_free_bits(method) else assigned

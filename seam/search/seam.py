@@ -27,7 +27,6 @@ import torch.nn.functional as F
 
 from seam.errors import unknown
 from seam.models.features import capture_features, feature_count
-from seam.models.find import input_size
 from seam.quant.fused_activations import clamp_in_quantizers
 from seam.quant.mixture import Mixture
 from seam.runtime.progress import phase
@@ -37,6 +36,7 @@ from seam.training.loop import fit
 from seam.training.margin import MarginLoss
 from seam.training.optimizers import Group
 
+DATA = True
 OWN = {"margin_weight": 0.1, "budget_weight": 20.0, "logit_lr": 0.05}
 _START = 2.0  # nats by which a logit starts lower for each step between its bit-width and that of the first policy
 
@@ -73,9 +73,8 @@ def preferences(problem: Problem) -> np.ndarray:
 
     logits = [net.weight_logits, net.input_logits]
     steps = [p for name, p in net.named_parameters() if name.endswith(("log_step", "log_steps"))]
-    size = input_size(images.channels, images.image_size)
     with (
-        clamp_in_quantizers(problem.model, size),
+        clamp_in_quantizers(problem.model, images.shape),
         capture_features(problem.model) as kept,
         capture_features(full) as wanted,
     ):

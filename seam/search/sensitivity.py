@@ -29,6 +29,7 @@ from seam.quant.modules import weight_quantizer
 from seam.runtime.progress import progress
 from seam.search.problem import Problem
 
+DATA = True
 CHUNK = 128  # images at a time: the outputs of all layers are kept for them
 
 

@@ -27,7 +27,7 @@ def _describe(params: Params, model: str, proxy: Any, weights: Path) -> dict[str
     from seam.stages.target import Target
 
     def features() -> tuple:  # only for samplers that look at the target model's features
-        device = set_up(params.device, params.pretrain.threads, 0)
+        device = set_up(params.device, params.evaluate.threads, 0)
         return target.network(weights).to(device), device
 
     target = Target(params, model)

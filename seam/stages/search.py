@@ -18,7 +18,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     from seam.models.layers import Layer
     from seam.policy.file import make_policy
     from seam.runtime.meter import Meter
-    from seam.search.methods import load_method, needs_network
+    from seam.search.interface import load_method, needs_network
     from seam.search.problem import prepare, solve
     from seam.stages.resume import forget, resume_file
     from seam.stages.target import budgets_of, locked_layers

@@ -8,7 +8,7 @@ from seam.experiment.params import Params
 from seam.models.layers import Layer
 from seam.policy.cost import Budget
 
-CALIBRATION_IMAGES = 512  # of the finetuning images, for the input quantizers
+CALIBRATION_IMAGES = 512  # that set the input quantizers
 
 
 class Target:
@@ -21,11 +21,11 @@ class Target:
 
     def __init__(self, params: Params, alias: str):
         from seam.data.fetch import described
-        from seam.models.find import input_size
 
         self.params, self.spec = params, params.model(alias)
         self.manifest = described(params.target.dataset, params.data_root, params.target.path)
-        self.size = input_size(self.manifest["channels"], params.target.image_size or self.manifest["image_size"])
+        side = params.target.image_size
+        self.size = (self.manifest["channels"], *([side, side] if side else self.manifest["image_size"]))
 
     def network(self, weights: Path | None = None) -> Any:
         """The model for the target's classes, with weights if given."""
@@ -39,14 +39,11 @@ class Target:
     def images(self, network: Any, split: str, count: int | None = None, seed: int = 0) -> Any:
         """The target's images, or a fixed class-balanced part of them."""
         from seam.data.loaders import load
-        from seam.data.sampling import sample_indices
 
         target = self.params.target
         images = load(target.dataset, self.params.data_root, split, target.path, image_size=target.image_size)
         self.prepare(network, images)
-        if count is None or count >= len(images):
-            return images
-        return images.subset(sample_indices(images.labels.numpy(), count, "balanced", seed))
+        return images.balanced(count, seed)
 
     def prepare(self, network: Any, images: Any) -> None:
         """Give images the preprocessing that timm states for the network, where its parameters say so."""
@@ -87,20 +84,16 @@ class Quantized(NamedTuple):
 
 
 def quantized(params: Params, model: str, weights: Path, policy: Path, device: Any) -> Quantized:
-    """The model under a policy, calibrated on its first finetuning images."""
+    """The model under a policy, calibrated on a shuffled batch of its finetuning images."""
     import torch
 
-    from seam.io import read_json
-    from seam.models.find import find_layers
-    from seam.policy.file import load_policy, policy_layers
-    from seam.quant.apply import calibrate, quantize
+    from seam.policy.file import read_policy
+    from seam.quant.apply import apply_policy, calibrate
 
     target, settings = Target(params, model), params.finetune
     network = target.network(weights)
-    layers = find_layers(network, target.size)
-    bits = load_policy(policy, layers)
-    layers = policy_layers(read_json(policy), layers)
-    network = quantize(network.to(device, memory_format=torch.channels_last), bits, layers, target.size)
+    network = network.to(device, memory_format=torch.channels_last)
+    layers, bits = apply_policy(network, read_policy(policy), target.size, policy)
     train = target.images(network, "train", settings.images, settings.seed)
     batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=settings.seed, device=device)
     calibrate(network, [next(iter(batches))])

@@ -26,7 +26,7 @@ def open_images(
     image_size: int | None = None,
     data_root: str | Path = "data",
 ) -> Any:
-    """Images as `model` wants them, a seam.data.loaders.ImageSet: its channels, mean and standard deviation, and, for
+    """Images as `model` wants them, a seam.data.sets.ImageSet: its channels, mean and standard deviation, and, for
     folders, the centre crop and the interpolation that timm states for it.
 
     Args:
@@ -59,7 +59,7 @@ def open_images(
             known = ", ".join(name for name in DATASETS if name != "folder")
             raise SeamError(f"--data {data}: neither a folder nor a dataset; datasets: {known}")
         images = load(str(data), data_root, split, None, image_size=size, channels=channels)
-    images.name = str(data or "digits")
+    images.name, images.by_name = str(data or "digits"), data is None or not Path(data).is_dir()
     return prepare_as_trained(images, _stated(model))
 
 
@@ -70,15 +70,11 @@ def held_out(
 
     None for a folder that does not hold train/ beside val/ or test/: all its images are there to train on.
     """
-    from seam.data.sampling import sample_indices
-
     base = Path(data)
     if base.is_dir() and not ((base / "train").is_dir() and any((base / part).is_dir() for part in ("val", "test"))):
         return None
     images = open_images(data, model, "test", full_size=True, data_root=data_root)
-    if len(images) <= count:
-        return images
-    return images.subset(sample_indices(images.labels.numpy(), count, "balanced", 0))
+    return images.balanced(count)
 
 
 def _stated(model: nn.Module) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from seam.errors import SeamError
-from seam.models.find import find_layers
 from seam.tool.images import input_size
 
 CALIBRATION_IMAGES = 256
@@ -35,15 +34,14 @@ def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Mod
 
     Its weights are quantized at once; give it images with `calibrate` before use. SeamError: the policy does not fit.
     """
-    from seam.policy.file import check_policy, fit_policy, policy_layers, read_policy
-    from seam.quant.apply import quantize as apply
+    from seam.policy.file import check_policy, read_policy
+    from seam.quant.apply import apply_policy
 
     where = policy if isinstance(policy, str | Path) else "policy"
     content = read_policy(policy) if isinstance(policy, str | Path) else check_policy(policy, where)
-    size = input_size(model)
-    layers = find_layers(model, size)
-    bits = fit_policy(content, layers, where)
-    return apply(copy.deepcopy(model), bits, policy_layers(content, layers), size)
+    network = copy.deepcopy(model)
+    apply_policy(network, content, input_size(model), where)
+    return network
 
 
 def is_finetuned(weights: str | Path) -> bool:
@@ -74,7 +72,10 @@ def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
 
 
 def calibrate(model: nn.Module, images: Any, count: int = CALIBRATION_IMAGES, device: str = "auto") -> nn.Module:
-    """Set the input quantizers of a quantized model from its first `count` shuffled images; returns the model."""
+    """Set the input quantizers of a quantized model from `count` shuffled images; returns the model, on the device.
+
+    Like `finetune` and `evaluate` it fixes this process's threads, seeds and determinism (`set_up`).
+    """
     from seam.quant.apply import calibrate as apply
     from seam.runtime.process import set_up
     from seam.runtime.progress import phase

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam.data.registry import DATASETS
 from seam.models.find import find_layers
 from seam.tool.images import input_size, open_images
 
@@ -64,14 +63,14 @@ def search(
     from seam.runtime.meter import Meter
     from seam.runtime.process import set_up
     from seam.runtime.progress import phase
-    from seam.search.methods import load_method
+    from seam.search.interface import load_method
     from seam.search.problem import prepare, solve
 
     found, options, target = load_method(method), settings or {}, input_size(model)
     layers = apply_locks(find_layers(model, target), lock, exclude)
     with phase("read images"):
         images = _proxy(images, model, found, options)
-    own = model.num_classes == len(images.classes) and images.name not in DATASETS
+    own = model.num_classes == len(images.classes) and not images.by_name
     chosen = _search_settings(steps, images, own, options)
     wanted = _limits(budget, budgets, layers, chosen.bits, latency)
     free = [_is_free(limits) for limits in wanted]
@@ -79,7 +78,7 @@ def search(
     place = set_up(device, chosen.threads, seed)
     meter = Meter(place)
     seen = images.sha256()
-    middle = sorted(wanted, key=lambda limits: limits[0].limit)[len(wanted) // 2]
+    middle = sorted(wanted, key=lambda limits: limits[0].limit / limits[0].reach()[1])[len(wanted) // 2]
     network, needed = copy.deepcopy(model), not all(free)
     problem = prepare(
         found, network, images, layers, middle, chosen, seed, place, meter, own_classes=own, kernels=needed
@@ -123,18 +122,12 @@ def search(
 
 def _proxy(images: Any, model: nn.Module, method: Any, settings: Mapping[str, Any]) -> Any:
     """The images that a search looks at, in memory, class-balanced where there are more than it needs."""
-    from seam.data.sampling import sample_indices
     from seam.data.sets import in_memory
+    from seam.search.interface import image_count
 
     images = images if images is not None else open_images(None, model)
-    most, name = PROXY_IMAGES, getattr(images, "name", "images")
-    if hasattr(method, "IMAGES"):
-        most = settings.get("options", {}).get("images", method.IMAGES)
-    if len(images) > most:
-        images = images.subset(sample_indices(images.labels.numpy(), most, "balanced", 0))
-    held = in_memory(images)
-    held.name = name
-    return held
+    most = image_count(method, settings.get("options", {})) or PROXY_IMAGES
+    return in_memory(images.balanced(most))
 
 
 def _search_settings(steps: int, images: Any, own: bool, given: Mapping[str, Any]) -> Any:
@@ -145,7 +138,7 @@ def _search_settings(steps: int, images: Any, own: bool, given: Mapping[str, Any
     ours = {"epochs": epochs, "steps": steps, "batch_size": BATCH, "threads": torch.get_num_threads()}
     chosen = checked(SearchSettings, {**ours, **given})
     if not own and "warmup_epochs" not in given:
-        chosen = chosen.model_copy(update={"warmup_epochs": math.ceil(epochs / 2)})
+        chosen = chosen.model_copy(update={"warmup_epochs": math.ceil(chosen.epochs / 2)})
     return chosen
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seam.models.find import input_size, total_macs
+from seam.models.find import total_macs
 from seam.models.padding_taps import without_unreached_taps
 from seam.quant.fused_activations import clamp_in_quantizers
 from seam.runtime.meter import Meter
@@ -68,7 +68,7 @@ def train(
             distillation.
         more: of `fit`.
     """
-    size, share = input_size(images.channels, images.image_size), getattr(settings, "distillation", 0.0)
+    size, share = images.shape, getattr(settings, "distillation", 0.0)
     loss = cross_entropy(model, settings.label_smoothing)
     if share:
         loss = distilled(model, teacher, share, settings.label_smoothing, meter)

@@ -14,7 +14,7 @@ from seam.policy.budget import parse_budget, parse_budgets
 from seam.quant.apply import calibrate, quantize
 from seam.quant.modules import Quantizer, weight_quantizer
 from seam.runtime.meter import Meter
-from seam.search.methods import METHODS, load_method
+from seam.search.interface import METHODS, load_method
 from seam.search.problem import Problem, solve
 from seam.settings import Model, SearchSettings
 

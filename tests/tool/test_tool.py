@@ -18,7 +18,7 @@ from PIL import Image
 import seam.tool as seam
 from seam.errors import SeamError
 from seam.io import read_json, save_tensors, sha256
-from seam.models.find import find_layers, input_size
+from seam.models.find import find_layers
 from seam.policy.file import entries
 
 SIZE = 32
@@ -361,7 +361,7 @@ def test_bad_input_is_named_with_exit_code_2(tmp_path, arguments, named):
 
 
 def test_input_size_is_timm_s(model):
-    assert seam.input_size(model) == input_size(3, model.pretrained_cfg["input_size"][1:])
+    assert seam.input_size(model) == tuple(model.pretrained_cfg["input_size"])
 
 
 def test_distillation_needs_its_teacher(model, tmp_path):
