@@ -70,7 +70,7 @@ def sides(search: str, against: str, flat: list[Pair], key: str) -> dict[str, An
 
 
 def context_of(groups: Groups, search: str, against: str) -> dict[str, Any]:
-    """What else differs between the sides, other methods or else settings: no difference shall be credited to a wrong cause."""
+    """What else differs between the sides, methods or else settings, lest a difference be credited to a wrong cause."""
     params, context = groups.params, {}
     methods = [params.method(search), params.method(against)]
     first, second = (params.settings(name).model_dump(mode="json") for name in (search, against))

@@ -54,13 +54,13 @@ def test_methods_are_found_by_file():
 
 @pytest.mark.parametrize("method", ["joint", "seam", "jacobian", "random"])
 def test_within_the_budget_and_spent(method, digits):
-    _, share = solve(method, problem(digits))
+    _, share = searched(method, problem(digits))
     assert 0.97 <= share <= 1
 
 
 @pytest.mark.parametrize("method", ["joint", "seam"])
 def test_the_same_seed_gives_the_same_policy_and_another_another(method, digits):
-    first, again, other = (solve(method, problem(digits, seed=seed))[0] for seed in (0, 0, 1))
+    first, again, other = (searched(method, problem(digits, seed=seed))[0] for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -84,7 +84,7 @@ def test_the_budget_term_pulls_from_both_sides(method, budget, digits, trained):
     given = problem(digits, budget=budget)
     given.model.load_state_dict(trained)
     given.settings = given.settings.model_copy(update={"epochs": 4})
-    solve(method, given)
+    searched(method, given)
     assert given.history[-1]["budget"] == pytest.approx(1, abs=0.2)
 
 

@@ -250,3 +250,12 @@ def test_what_needs_no_network_loads_no_torch(quick, tmp_path, monkeypatch):
     search(params, Job("resnet", "again", "w3a3", 0), weights, tmp_path / "again/proxy.json", tmp_path / "with")
     without, given = (io.read_json(tmp_path / folder / "policy.json") for folder in ("without", "with"))
     assert without == {**given, "method": "uniform", "search": "uniform"}
+
+
+def test_a_method_that_looks_at_images_needs_a_proxy(quick, tmp_path, monkeypatch):
+    weights = pretrained(quick)
+    blind = {"method": "jacobian", "proxy": "none"}
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, searches__blind=blind)
+    sample(params, "resnet", "blind", weights, tmp_path / "blind")
+    with pytest.raises(SeamError, match="the method looks at images: give a block with a dataset"):
+        search(params, Job("resnet", "blind", "w3a3", 0), weights, tmp_path / "blind/proxy.json", tmp_path / "search")
