@@ -78,10 +78,10 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises SeamError for a missing or broken file, one that holds more than tensors, and one without a state dict.
     """
+    if not Path(path).is_file():
+        raise SeamError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
     if Path(path).suffix == ".safetensors":
         return load_tensors(path)
-    if not Path(path).is_file():
-        raise SeamError(f"{path}: no such file")
     try:
         state = timm.models.load_state_dict(str(path))
     except Exception as error:  # torch.load raises many types for what it cannot read

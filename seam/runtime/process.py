@@ -54,11 +54,12 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise SeamError(
-            f"device: '{device}' cannot be used here ({str(error).splitlines()[0]}); use auto or cpu"
-        ) from None
+        probe = torch.zeros(1, device=device)
+        probe.item()  # 'meta' and the like hold no numbers
+        return probe.device
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SeamError(f"device: '{device}' cannot be used here ({reason}); use auto or cpu") from None
 
 
 def keep_memory() -> None:
