@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-
 _MOST = 200  # characters of a name in a message
 
 

@@ -138,7 +138,9 @@ class SearchSettings(_Frozen):
     bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
     epochs: Count = 3
     steps: Count | None = None  # stop after so many, whatever the epochs
-    warmup_epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = 0  # joint: in full precision, before the search, for new classes
+    warmup_epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = (
+        0  # joint: in full precision, before the search, for new classes
+    )
     batch_size: Count = 64
     lr: Positive = 0.03  # joint: network weights, SGD
     weight_decay: NonNegative = 0.0  # joint

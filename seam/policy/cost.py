@@ -8,7 +8,7 @@ apart too.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -113,21 +113,25 @@ def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, i
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     names = {layer.name for layer in layers}
     table: dict[tuple[str, int, int], float] = {}
-    reader = csv.DictReader(line for _, line in rows)
+    number, line = 1, ""  # the last one that was read
+
+    def read() -> Iterator[str]:
+        nonlocal number, line
+        for number, line in rows:
+            yield line
+
+    reader = csv.DictReader(read())
     try:
         columns = reader.fieldnames or []
         if not {"layer", "w", "a", "ms"} <= set(columns):
             raise SeamError(f"{path}: the columns must be layer,w,a,ms; found {shortened(','.join(columns))}")
         for row in reader:
-            number, line = rows[reader.line_num - 1]
             if row["layer"] not in names:
                 raise unknown("layer", row["layer"], names, f"{path}, line {number}")
             try:
                 key, ms = (row["layer"], int(row["w"]), int(row["a"])), float(row["ms"])
             except (TypeError, ValueError):
-                raise SeamError(
-                    f"{path}, line {number}: not layer,w,a,ms with numbers: {shortened(line)}"
-                ) from None
+                raise SeamError(f"{path}, line {number}: not layer,w,a,ms with numbers: {shortened(line)}") from None
             if not 0 <= ms <= _MOST_MS:
                 raise SeamError(
                     f"{path}, line {number}: ms must be 0 or more, at most {_MOST_MS:g}, found {shortened(row['ms'])}"
@@ -136,7 +140,7 @@ def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, i
                 raise SeamError(f"{path}, line {number}: a second row for {key[0]} at w{key[1]}a{key[2]}")
             table[key] = ms
     except csv.Error as error:
-        raise SeamError(f"{path}, line {rows[reader.line_num - 1][0]}: not CSV ({error})") from None
+        raise SeamError(f"{path}, line {number}: not CSV ({error})") from None
     return table
 
 

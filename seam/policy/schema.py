@@ -58,6 +58,10 @@ def _explain(error: Any) -> str:
         names = {"array": "a list", "integer": "an integer", "object": "an object", "null": "null"}
         kinds = wanted if isinstance(wanted, list) else [wanted]
         return f"{place}must be {' or '.join(names.get(kind, f'a {kind}') for kind in kinds)}, found {shown(found)}"
-    text = f"must be one of {', '.join(map(str, wanted))}, found {shown(found)}" if rule == "enum" else shortened(error.message)
+    text = (
+        f"must be one of {', '.join(map(str, wanted))}, found {shown(found)}"
+        if rule == "enum"
+        else shortened(error.message)
+    )
     about = error.schema.get("description", "")
     return f"{place}{text}{f' ({about})' if about else ''}"
