@@ -117,7 +117,8 @@ def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, i
 
     def read() -> Iterator[str]:
         nonlocal number, line
-        for number, line in rows:
+        for row in rows:
+            number, line = row
             yield line
 
     reader = csv.DictReader(read())

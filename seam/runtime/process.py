@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seam.errors import SeamError
+from seam.errors import SeamError, shown
 from seam.runtime.cores import available_cores
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     """
     import torch
 
+    if not 0 <= seed < 2**32:
+        raise SeamError(f"seed: must be 0 to 2**32 - 1, found {shown(seed)}")
     torch.set_num_threads(min(threads, available_cores()))
     keep_memory()
     torch.manual_seed(seed)

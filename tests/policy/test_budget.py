@@ -172,7 +172,15 @@ def test_a_limit_is_read_without_a_network(spec, read):
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"), [("w0a3", "write w3a3"), ("w10a2", "write w3a3"), ("0 MB", "more than 0"), ("", "write w3a3")]
+    ("spec", "message"),
+    [
+        ("w0a3", "write w3a3"),
+        ("w10a2", "write w3a3"),
+        ("0 MB", "more than 0"),
+        ("", "write w3a3"),
+        ("9" * 400 + " MB", "finite number"),
+        ("x" * 9999, "write w3a3"),
+    ],
 )
 def test_a_limit_that_cannot_be_read(spec, message):
     with pytest.raises(SeamError, match=message):

@@ -14,5 +14,11 @@ def test_devices_that_cannot_compute_are_named(device):
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_numpy_does_not_take_are_named(seed):
+    with pytest.raises(SeamError, match=f"seed: must be 0 to .* found {seed}"):
+        set_up("cpu", 1, seed)
+
+
 def test_the_cpu_is_a_device():
     assert set_up("cpu", 1, 0) == torch.device("cpu")
