@@ -5,6 +5,7 @@ import csv
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -14,7 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from seam.errors import SeamError
+from seam.errors import SeamError, shortened, shown
+
+_DIGITS = 40  # of integers in JSON
+_LEVELS = 64  # of JSON
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
@@ -45,15 +49,62 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read JSON; SeamError names a missing or broken file."""
+    """Read JSON; SeamError names a missing or broken file, and one that holds what we never write.
+
+    That is: NaN and infinity, integers of more than 40 digits, a key twice, more than 64 levels, lone surrogates.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes().decode("utf-8-sig")
+        value = json.loads(
+            text, object_pairs_hook=_object, parse_int=_integer, parse_float=_finite, parse_constant=_finite
+        )
+        _check_depth(value)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except FileNotFoundError:
         raise SeamError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SeamError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise SeamError(
-            f"{path}: not valid JSON ({error}); if a stage made it, delete it and run the stage again"
+            f"{path}: not valid JSON ({reason}); if a stage made it, delete it and run the stage again"
         ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} stands there twice")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"an integer of {len(text):,} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{shortened(text)} is no finite number")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_LEVELS):
+        level = [
+            item
+            for held in level
+            if isinstance(held, (dict, list))
+            for item in (held.values() if isinstance(held, dict) else held)
+        ]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
 
 
 def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:

@@ -6,28 +6,56 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from seam.errors import SeamError, unknown
+from seam.errors import SeamError, shown, unknown
 
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # to Python true is 1
+        raise ValueError("must be a number")
+    return value
+
+
+def _no_control(path: str) -> str:
+    if not path.strip():
+        raise ValueError("must not be empty")
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in path):
+        raise ValueError("must not hold control characters")
+    return path
+
+
+Integer = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-Bits = Annotated[int, Field(ge=2, le=8)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+FilePath = Annotated[str, AfterValidator(_no_control)]  # of a file or folder: relative, absolute, with ..
+Bits = Annotated[Integer, Field(ge=2, le=8)]
+Fraction = Annotated[Number, Field(gt=0, le=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Integer, Field(ge=1, lt=2**31)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Target(_Frozen):
     """The dataset that the deployed model is trained on."""
 
     dataset: str
-    path: str | None = None  # for dataset: folder
+    path: FilePath | None = None  # for dataset: folder
     image_size: Count | None = None  # None: the dataset's own size
     test_images: Count | None = None  # measure on a fixed class-balanced part of the test images; None: on all
 
@@ -37,14 +65,14 @@ class Model(_Frozen):
 
     name: str
     kwargs: dict[str, Any] = {}
-    weights: str | None = None  # a file of weights (.safetensors or a checkpoint) instead of pretraining
+    weights: FilePath | None = None  # a file of weights (.safetensors or a checkpoint) instead of pretraining
     pretrained: bool = False  # timm's own weights instead of pretraining
     train: bool = False  # pretrain from those weights, with a new classifier where theirs has other classes
     preprocessing: Literal["dataset", "model"] = "dataset"  # whose mean, deviation, crop and interpolation images get
     small_stem: bool = False  # a ResNet's stem for images of about 32x32
     lock: tuple[str, ...] = ()  # bits of layers by pattern, 'layer1.*=8/8'
     exclude: tuple[str, ...] = ()  # layers that stay in full precision, by pattern
-    latency: str | None = None  # CSV (layer,w,a,ms), for budgets in ms
+    latency: FilePath | None = None  # CSV (layer,w,a,ms), for budgets in ms
 
     @model_validator(mode="after")
     def _trains_from_something(self) -> "Model":
@@ -62,13 +90,13 @@ class Proxy(_Frozen):
     """The data a search sees: a dataset, a sampled part of it, at its own or another resolution."""
 
     dataset: str
-    path: str | None = None
+    path: FilePath | None = None
     split: Literal["train", "all"] = "train"
     fraction: Fraction | None = None
     count: Count | None = None
     sampling: Literal["random", "balanced", "herding", "k_center"] = "balanced"
     image_size: Count | None = None  # None: the target's, at most 224
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_size(self) -> "Proxy":
@@ -84,11 +112,11 @@ class Training(_Frozen):
     batch_size: Count = 128
     lr: Positive = 0.05
     weight_decay: NonNegative = 5e-4
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     augment: bool = True
     images: Count | None = None  # a fixed class-balanced subset of the target's training images; None: all
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     threads: Count = 2
 
 
@@ -112,7 +140,9 @@ class SearchSettings(_Frozen):
     bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
     epochs: Count = 3
     steps: Count | None = None  # stop after so many, whatever the epochs
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0  # joint: in full precision, before the search, for new classes
+    warmup_epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = (
+        0  # joint: in full precision, before the search, for new classes
+    )
     batch_size: Count = 64
     lr: Positive = 0.03  # joint: network weights, SGD
     weight_decay: NonNegative = 0.0  # joint
@@ -120,7 +150,7 @@ class SearchSettings(_Frozen):
     step_lr: Positive = 1e-3  # log quantizer steps, Adam
     margin_weight: NonNegative | None = None  # lambda_m
     budget_weight: NonNegative | None = None  # lambda_b
-    temperature: Annotated[float, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
+    temperature: Annotated[Number, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
     spend: Share = 0.97  # least share of the budget that a policy uses
     calibration_images: Count = 512
     augment: bool = False
@@ -164,7 +194,7 @@ def explain(error: ValidationError, root: type[BaseModel], where: str, prefix: s
         elif item["type"] == "missing":
             lines.append(f"{where}: {key} is missing")
         else:
-            lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')} (found {item['input']!r})")
+            lines.append(f"{where}: {key}: {item['msg'].removeprefix('Value error, ')} (found {shown(item['input'])})")
     return "\n".join(lines)
 
 

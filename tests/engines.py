@@ -4,9 +4,10 @@
 process an expansion keeps the tests apart.
 """
 
+import itertools
 import json
 import os
-import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -59,14 +60,17 @@ def snakemake(root: Path, *options: str, code: int | None = 0) -> subprocess.Com
 
 
 def expand(engine: str, root: Path, params: str = "params.yaml") -> dict[str, dict]:
-    """All jobs: name -> {"command", "inputs", "outputs", "params", "run": whether the engine would run it now}."""
+    """All jobs: name -> {"command", "inputs", "outputs", "params", "run": whether the engine would run it now}.
+
+    A command is the list of its words as a shell takes them apart: the engines quote in different ways.
+    """
     return json.loads(run(root, sys.executable, __file__, engine, params).stdout.splitlines()[-1])
 
 
-def name_of(command: str) -> str:
+def name_of(command: list[str]) -> str:
     """A job's name: its stage and the aliases it is for, e.g. `search resnet direct w3a3 0`."""
-    options = re.findall(r"--(?:model|search|budget|seed) (\S+)", command)
-    return " ".join([command.split()[3], *options])
+    options = ("--model", "--search", "--budget", "--seed")
+    return " ".join([command[3], *(value for key, value in itertools.pairwise(command) if key in options)])
 
 
 def _snakemake(params: str) -> dict[str, dict]:
@@ -83,7 +87,9 @@ def _snakemake(params: str) -> dict[str, dict]:
         jobs = {}
         for job in dag.jobs:
             if job.rule.name != "all":
-                command = job.shellcmd.split(" | tee ")[0]
+                command = shlex.split(job.shellcmd)
+                assert command[-4:-1] == ["|", "tee", "--"] and command[-1] in map(str, job.log), command
+                command = command[:-4]
                 jobs[name_of(command)] = {
                     "command": command,
                     "inputs": sorted(map(str, job.input)),
@@ -104,14 +110,15 @@ def _dvc() -> dict[str, dict]:
         changed = [stage for stage in repo.index.stages if stage.addressing in status]
         run = set(changed).union(*(networkx.ancestors(repo.index.graph, stage) for stage in changed))
         return {
-            name_of(stage.cmd): {
-                "command": stage.cmd,
+            name_of(command): {
+                "command": command,
                 "inputs": sorted(dep.def_path for dep in stage.deps if not getattr(dep, "params", None)),
                 "outputs": sorted(out.def_path for out in stage.outs),
                 "params": sorted(key for dep in stage.deps for key in getattr(dep, "params", None) or ()),
                 "run": stage in run,
             }
             for stage in repo.index.stages
+            for command in [shlex.split(stage.cmd)]
         }
 
 

@@ -63,6 +63,43 @@ def test_broken_json_is_named(tmp_path, content):
         io.read_json(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"a": ' * 100 + "1" + "}" * 100, "nested too deeply"),
+        ("9" * 5_000, "an integer of 5,000 digits"),
+        (f"[{10**400}]", "an integer of 401 digits"),
+        ('{"limit": NaN}', "NaN is no finite number"),
+        ('{"limit": -Infinity}', "-Infinity is no finite number"),
+        ('{"limit": 1e999}', "1e999 is no finite number"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' stands there twice"),
+        ('["\\ud800"]', "surrogates not allowed"),
+        ('{"\\udfff": 1}', "surrogates not allowed"),
+        (b'["\xff"]', "can't decode byte 0xff"),
+        ('[""]'.encode("utf-16"), "can't decode byte 0xff"),
+    ],
+)
+def test_json_that_we_never_write_is_named(tmp_path, content, reason):
+    path = tmp_path / "metrics.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SeamError, match="metrics.json: not valid JSON .*; if a stage made it, delete it") as error:
+        io.read_json(path)
+    assert reason in str(error.value) and len(str(error.value)) < 400
+
+
+def test_json_of_other_programs_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"smile": "\\ud83d\\ude00", "macs": 123456789012345678901234567890}')
+    assert io.read_json(path) == {"smile": "\U0001f600", "macs": 123456789012345678901234567890}
+
+
+def test_a_folder_is_no_json(tmp_path):
+    with pytest.raises(SeamError, match="Is a directory"):
+        io.read_json(tmp_path)
+
+
 @pytest.mark.parametrize("read", [io.read_json, io.read_csv, io.load_tensors])
 def test_missing_files_are_named(tmp_path, read):
     with pytest.raises(SeamError, match="nothing.here: no such file"):

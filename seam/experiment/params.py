@@ -3,6 +3,7 @@
 Nothing here imports torch: both workflow engines read the parameters each time they plan.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -10,20 +11,27 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from seam.errors import SeamError, unknown
+from seam.errors import SeamError, shown, unknown
 from seam.settings import (
     Alias,
     Evaluate,
+    FilePath,
     Finetune,
+    Integer,
     Model,
+    Number,
     Positive,
     Proxy,
     SearchSettings,
+    Seed,
     Target,
     Training,
     _Frozen,
     explain,
 )
+
+_LEVELS = 50  # of nested blocks
+_VALUES = 100_000  # in a file, each as often as an alias (*name) repeats it
 
 
 class Grid(_Frozen):
@@ -32,7 +40,7 @@ class Grid(_Frozen):
     models: tuple[Alias, ...] = Field(min_length=1)
     searches: tuple[Alias, ...] = Field(min_length=1)
     budgets: tuple[Alias, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
 
     @field_validator("models", "searches", "budgets", "seeds")
     @classmethod
@@ -50,12 +58,12 @@ class Claims(_Frozen):
     without_margin: dict[Alias, Alias] = {}  # search with the margin term -> the same search without it
     references: tuple[Alias, ...] = ()
     margin_points: Positive = 0.5  # non-inferiority margin of top-1, percentage points
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
 
 
 class Report(_Frozen):
     formats: tuple[Literal["png", "svg"], ...] = ("png", "svg")
-    dpi: Annotated[int, Field(ge=50, le=600)] = 150
+    dpi: Annotated[Integer, Field(ge=50, le=600)] = 150
     title: str = ""
 
 
@@ -68,8 +76,8 @@ class Params(_Frozen):
     """All parameters of one experiment."""
 
     name: Alias
-    results: str = "results"
-    data_root: str = "data"
+    results: FilePath = "results"
+    data_root: FilePath = "data"
     device: str = "auto"
     grid: Grid
     target: Target
@@ -181,6 +189,36 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key that stands twice in a block, and says where a value cannot be read."""
+
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {shown(key.value)} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:  # what a date, a number or a tag that is none gives, of many types
+            problem = f"cannot read {shown(node.value)} ({error or type(error).__name__})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
+
+
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and check a parameter file.
 
@@ -188,11 +226,17 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_bytes().decode("utf-8-sig"), _Loader)
     except FileNotFoundError:
         raise SeamError(f"{path}: no such parameter file; run from the repository root or give --params") from None
+    except OSError as error:
+        raise SeamError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise SeamError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except RecursionError:
+        raise SeamError(f"{path}: not valid YAML: nested too deeply") from None
     except yaml.YAMLError as error:
-        raise SeamError(f"{path}: not valid YAML: {error}") from None
+        raise SeamError(f"{path}: not valid YAML: {_reason(error)}") from None
     if not isinstance(raw, dict):
         raise SeamError(f"{path}: must be a mapping of parameters, found {type(raw).__name__}")
     return parse_params(raw, str(path))
@@ -200,13 +244,64 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 def parse_params(raw: dict[str, Any], where: str = "params") -> Params:
     """Check a mapping as `load_params` does; `where` names its source in messages."""
+    _check_values(raw, where, "", {})
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
         raise SeamError(explain(error, Params, where)) from None
+    _check_paths(params, where)
     _check_searches(params, where)
     _check_references(params, where)
     return params
+
+
+def _check_values(value: Any, where: str, key: str, sizes: dict[int, int], level: int = 0) -> int:
+    """Refuse what JSON cannot hold (provenance is JSON) and what is too much; returns how many values there are."""
+    place = f"{where}: {key}" if key else where
+    if isinstance(value, dict | list):
+        if id(value) in sizes:  # by an alias
+            if not sizes[id(value)]:
+                raise SeamError(f"{place}: holds itself, by an alias")
+            return sizes[id(value)]
+        if level == _LEVELS:
+            raise SeamError(f"{place}: nested too deeply")
+        sizes[id(value)] = 0
+        size = 1
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict):
+                if not isinstance(name, str):
+                    raise SeamError(f"{place}: keys must be text, found {shown(name)}; write it in quotes")
+                _check_text(name, place)
+            size += _check_values(item, where, f"{key}.{name}" if key else str(name), sizes, level + 1)
+            if size > _VALUES:
+                raise SeamError(f"{place}: holds more than {_VALUES:,} values")
+        sizes[id(value)] = size
+        return size
+    if isinstance(value, str):
+        _check_text(value, place)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SeamError(f"{place}: must be a finite number (found {value})")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise SeamError(f"{place}: must be less than 2**63")
+    elif not isinstance(value, str | int | float | None):
+        raise SeamError(f"{place}: must be text, a number, true or false, found {shown(value)}; write text in quotes")
+    return 1
+
+
+def _check_text(text: str, place: str) -> None:
+    if any(0xD800 <= ord(c) < 0xE000 or ord(c) < 32 and c not in "\n\t" or 127 <= ord(c) < 160 for c in text):
+        raise SeamError(f"{place}: must not hold control characters (found {shown(text)})")
+
+
+def _check_paths(params: Params, where: str) -> None:
+    """Refuse what the engines cannot pass on: braces are placeholders to both; in dvc.yaml ' stands around paths."""
+    paths = {"results": params.results}
+    for alias, model in params.models.items():
+        paths |= {f"models.{alias}.weights": model.weights or "", f"models.{alias}.latency": model.latency or ""}
+    for key, path in paths.items():
+        for character in "{}'" if key == "results" else "{}":
+            if character in path:
+                raise SeamError(f"{where}: {key}: must not hold {character} (found {shown(path)})")
 
 
 def _check_searches(params: Params, where: str) -> None:
@@ -222,6 +317,8 @@ def _check_searches(params: Params, where: str) -> None:
                     " (a block with a dataset, or 'none' for a method that sees no data)" if needed == "proxy" else ""
                 )
                 raise SeamError(f"{where}: {key}.{needed} is missing{hint}")
+        if not isinstance(block["method"], str):
+            raise SeamError(f"{where}: {key}.method: must be a method's name (found {shown(block['method'])})")
         try:
             params.settings(name)
         except ValidationError as error:
@@ -258,5 +355,5 @@ def _check_references(params: Params, where: str) -> None:
             raise unknown("dataset", name, DATASETS, f"{where}: {key}")
     for name in params.searches:
         method = params.method(name)
-        if method not in METHODS and "." not in str(method):
-            raise unknown("method", str(method), METHODS, f"{where}: searches.{name}.method")
+        if method not in METHODS and "." not in method:
+            raise unknown("method", method, METHODS, f"{where}: searches.{name}.method")

@@ -6,10 +6,15 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from seam.errors import SeamError, unknown
+from seam.errors import SeamError, shortened, shown, unknown
 from seam.io import load_tensors
 from seam.models.find import _classifiers, classifier_layer
 from seam.settings import Model
+
+_REFUSED = {  # of timm's options
+    "checkpoint_path": "give the file as weights, so that results say what they were made from",
+    "features_only": "a classifier is needed",
+}
 
 
 def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
@@ -23,18 +28,22 @@ def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
     """
     if spec.name.split(".")[0] not in timm.list_models():  # after a dot: which of timm's pretrained weights
         raise unknown("timm model", spec.name, timm.list_models(), "models")
+    for key, why in _REFUSED.items():
+        if key in spec.kwargs:
+            raise SeamError(f"models: {spec.name}: kwargs.{key} cannot be used: {why}")
     state = read_weights(spec.weights) if spec.weights else None
     try:
         model = timm.create_model(
             spec.name, pretrained=spec.pretrained, num_classes=num_classes, in_chans=in_chans, **spec.kwargs
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
-        raise SeamError(f"models: timm refuses to build {spec.name} with {spec.kwargs}: {error}") from None
-    except OSError as error:
-        raise SeamError(
-            f"models: the pretrained weights of {spec.name} cannot be downloaded ({error}); "
-            "give a local file with weights"
-        ) from None
+    except Exception as error:  # kwargs reach any line of timm: all types come
+        if spec.pretrained and isinstance(error, OSError):
+            raise SeamError(
+                f"models: the pretrained weights of {spec.name} cannot be downloaded ({error}); "
+                "give a local file with weights"
+            ) from None
+        reason = shortened(str(error)) or type(error).__name__
+        raise SeamError(f"models: timm refuses to build {spec.name} with {shown(spec.kwargs)}: {reason}") from None
     if spec.small_stem:
         _shrink_stem(model, spec.name)
     if state is not None:
@@ -78,10 +87,10 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
 
     Raises SeamError for a missing or broken file, one that holds more than tensors, and one without a state dict.
     """
+    if not Path(path).is_file():
+        raise SeamError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
     if Path(path).suffix == ".safetensors":
         return load_tensors(path)
-    if not Path(path).is_file():
-        raise SeamError(f"{path}: no such file")
     try:
         state = timm.models.load_state_dict(str(path))
     except Exception as error:  # torch.load raises many types for what it cannot read
@@ -91,7 +100,11 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
             f"({reason}); load it where you trust it and save the weights alone: "
             'safetensors.torch.save_file(model.state_dict(), "NAME.safetensors")'
         ) from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    ):
         keys = f"; its keys are {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) and state else ""
         raise SeamError(f"{path}: holds no state dict, neither by itself nor under state_dict or model{keys}")
     return state
@@ -109,10 +122,22 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike) -
         for k in own
         if k in state and state[k].shape != own[k].shape
     ]
+    problems += [
+        f"{k} holds {str(state[k].dtype).removeprefix('torch.')}, not floating-point numbers"
+        for k in own
+        if k in state and own[k].is_floating_point() and not state[k].is_floating_point()
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise SeamError(f"{path}: weights do not fit the model: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:  # sparse tensors, and those that hold no numbers
+        raise SeamError(
+            f"{path}: weights cannot be copied into the model: {shortened(' '.join(str(error).split()))}"
+        ) from None
+    if broken := [k for k, value in own.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise SeamError(f"{path}: weights hold NaN or infinity: {', '.join(broken[:3])}")
 
 
 def _class_count(model: nn.Module, state: dict[str, Tensor]) -> int | None:

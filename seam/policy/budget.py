@@ -1,11 +1,12 @@
 """Budgets from text: `w3a3`, `1.2 GBitOPs`, `0.8 MB`, `3.5 bits`, `4 ms`."""
 
+import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from seam.errors import SeamError
+from seam.errors import SeamError, shortened
 from seam.models.layers import Layer
 from seam.policy.cost import Budget, Latency, bitops_table, latency_table, locked, searchable
 
@@ -34,12 +35,14 @@ def read_spec(spec: str, latency: bool = True) -> tuple[str, float]:
     for kind, form in _ABSOLUTE.items():
         if match := form.fullmatch(text):
             if float(match[1]) <= 0:
-                raise SeamError(f"budget '{spec}': must be more than 0")
+                raise SeamError(f"budget '{shortened(text)}': must be more than 0")
+            if math.isinf(float(match[1])):
+                raise SeamError(f"budget '{shortened(text)}': must be a finite number")
             if kind == "latency" and not latency:
                 raise SeamError(f"budget '{spec}': needs a latency table (CSV with columns layer,w,a,ms)")
             return kind, float(match[1])
     raise SeamError(
-        f"budget '{spec}': write w3a3 (as uniform 3/3), 1.2 GBitOPs, 0.8 MB, 3.5 bits (mean weight bits) or "
+        f"budget '{shortened(text)}': write w3a3 (as uniform 3/3), 1.2 GBitOPs, 0.8 MB, 3.5 bits (mean weight bits) or "
         "4 ms (with a latency table)"
     )
 

@@ -8,17 +8,19 @@ apart too.
 """
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from seam.errors import SeamError, unknown
+from seam.errors import SeamError, shortened, unknown
 from seam.models.layers import Layer
 
 CONVENTION = "searched and locked layers; first and last layer fixed at 8/8 and counted apart, as are excluded ones"
+
+_MOST_MS = 1e9  # of a layer
 
 Latency = Mapping[tuple[str, int, int], float]  # (layer, weight bits, activation bits) -> milliseconds
 
@@ -101,27 +103,45 @@ def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, i
     are not used. Raises SeamError naming the line for unknown layers, unreadable numbers and repeated rows.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise SeamError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SeamError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise SeamError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     names = {layer.name for layer in layers}
     table: dict[tuple[str, int, int], float] = {}
-    reader = csv.DictReader(line for _, line in rows)
-    if reader.fieldnames is None or not {"layer", "w", "a", "ms"} <= set(reader.fieldnames):
-        raise SeamError(f"{path}: the columns must be layer,w,a,ms; found {','.join(reader.fieldnames or [])}")
-    for (number, line), row in zip(rows[1:], reader, strict=True):
-        if row["layer"] not in names:
-            raise unknown("layer", row["layer"], names, f"{path}, line {number}")
-        try:
-            key, ms = (row["layer"], int(row["w"]), int(row["a"])), float(row["ms"])
-        except (TypeError, ValueError):
-            raise SeamError(f"{path}, line {number}: not layer,w,a,ms with numbers: {line}") from None
-        if not 0 <= ms < float("inf"):
-            raise SeamError(f"{path}, line {number}: ms must be 0 or more, found {row['ms']}")
-        if key in table:
-            raise SeamError(f"{path}, line {number}: a second row for {key[0]} at w{key[1]}a{key[2]}")
-        table[key] = ms
+    number, line = 1, ""  # the last one that was read
+
+    def read() -> Iterator[str]:
+        nonlocal number, line
+        for row in rows:
+            number, line = row
+            yield line
+
+    reader = csv.DictReader(read())
+    try:
+        columns = reader.fieldnames or []
+        if not {"layer", "w", "a", "ms"} <= set(columns):
+            raise SeamError(f"{path}: the columns must be layer,w,a,ms; found {shortened(','.join(columns))}")
+        for row in reader:
+            if row["layer"] not in names:
+                raise unknown("layer", row["layer"], names, f"{path}, line {number}")
+            try:
+                key, ms = (row["layer"], int(row["w"]), int(row["a"])), float(row["ms"])
+            except (TypeError, ValueError):
+                raise SeamError(f"{path}, line {number}: not layer,w,a,ms with numbers: {shortened(line)}") from None
+            if not 0 <= ms <= _MOST_MS:
+                raise SeamError(
+                    f"{path}, line {number}: ms must be 0 or more, at most {_MOST_MS:g}, found {shortened(row['ms'])}"
+                )
+            if key in table:
+                raise SeamError(f"{path}, line {number}: a second row for {key[0]} at w{key[1]}a{key[2]}")
+            table[key] = ms
+    except csv.Error as error:
+        raise SeamError(f"{path}, line {number}: not CSV ({error})") from None
     return table
 
 

@@ -204,11 +204,7 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     Raises SeamError naming the file and: an unknown version; keys that are unknown, missing or out of range; a layer in
     full precision only by half; layers of a tied group with different activation bits.
     """
-    try:
-        policy = read_json(path)
-    except OSError as error:
-        raise SeamError(f"{path}: {error.strerror}") from None
-    return check_policy(policy, path)
+    return check_policy(read_json(path), path)
 
 
 def check_policy(policy: Any, path: str | Path = "policy") -> dict[str, Any]:

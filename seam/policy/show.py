@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from seam.errors import printable
 from seam.models.layers import Layer
 from seam.policy.file import FLOAT, Entry, entries, file_totals, stale_totals, stored_mb
 
@@ -30,11 +31,21 @@ def terminal() -> Console:
 
 def show(policy: Mapping[str, Any], console: Console) -> None:
     """Print where a policy comes from, its layers with a bar for each bit-width, and what it costs."""
+    policy = _printable(policy)
     for line in provenance(policy):
         console.print(line)
     console.print(_layers_table(entries(policy), "█" if console.encoding.startswith("utf") else "#"))
     for line in costs(policy):
         console.print(line)
+
+
+def _printable(value: Any) -> Any:
+    """A file's content with its texts such that the terminal shows them and obeys none of them."""
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def provenance(policy: Mapping[str, Any]) -> list[str]:
@@ -141,6 +152,8 @@ def diff(policies: Sequence[Mapping[str, Any]], names: Sequence[str], console: C
     Equal are policies for the same model (as far as both say) with the same bits in every layer. Who found them, and
     within which budget, is printed but does not count.
     """
+    policies = [_printable(policy) for policy in policies]
+    names = [printable(name) for name in names]
     one, other = ({layer.name: layer for layer in entries(policy)} for policy in policies)
     for name, path in zip(("first", "second"), names, strict=True):
         console.print(f"{name:<9} {path}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seam.errors import SeamError
+from seam.errors import SeamError, shown
 from seam.runtime.cores import available_cores
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     """
     import torch
 
+    if not 0 <= seed < 2**32:
+        raise SeamError(f"seed: must be 0 to 2**32 - 1, found {shown(seed)}")
     torch.set_num_threads(min(threads, available_cores()))
     keep_memory()
     torch.manual_seed(seed)
@@ -54,11 +56,12 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise SeamError(
-            f"device: '{device}' cannot be used here ({str(error).splitlines()[0]}); use auto or cpu"
-        ) from None
+        probe = torch.zeros(1, device=device)
+        probe.item()  # 'meta' and the like hold no numbers
+        return probe.device
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SeamError(f"device: '{device}' cannot be used here ({reason}); use auto or cpu") from None
 
 
 def keep_memory() -> None:

@@ -1,6 +1,10 @@
 """params.yaml: every bad value is refused with a message that names its key and the way out."""
 
 import copy
+import datetime
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -89,6 +93,38 @@ PROXY = "searches.seam-subset.proxy"
         ("claims.proxies", ["seam-digit"], ["claims.proxies", "seam-digits"]),
         ("claims.without_margin", {"seam-digits": "nomargin"}, ["claims.without_margin", "no-margin"]),
         ("report.formats", ["pdf"], ["report.formats", "png"]),
+        ("results", "", ["results", "empty"]),
+        ("results", " ", ["results", "empty"]),
+        ("results", "r\0", ["results", "control", r"'r\x00'"]),
+        ("results", "r\n", ["results", "control"]),
+        ("results", "a{b", ["results", "{", "'a{b'"]),
+        ("results", "it's", ["results", "must not hold '"]),
+        ("data_root", "", ["data_root", "empty"]),
+        ("data_root", "a\x1b[31m", ["data_root", "control"]),
+        ("models.resnet18.weights", "a{b}.st", ["models.resnet18.weights", "{"]),
+        ("target.path", "", ["target.path", "empty"]),
+        ("report.title", "\x1b]0;", ["report.title", "control"]),
+        ("report.title", "\ud800", ["report.title", "control"]),
+        ("models.resnet18.kwargs", {"a": {"b\x07": 1}}, ["models.resnet18.kwargs.a", "control", r"b\x07"]),
+        ("models.resnet18.kwargs", {"a": [0, float("nan")]}, ["models.resnet18.kwargs.a.1", "finite"]),
+        ("models.resnet18.kwargs", {"when": datetime.date(2020, 1, 1)}, ["kwargs.when", "quotes"]),
+        ("search.options", {1: 2}, ["search.options", "quotes"]),
+        (PROXY, {1: 2}, [PROXY, "quotes"]),
+        ("searches.direct.method", ["seam"], ["searches.direct.method", "name"]),
+        ("finetune.epochs", True, ["finetune.epochs", "number", "True"]),
+        ("finetune.lr", True, ["finetune.lr", "number", "True"]),
+        ("finetune.lr", float("inf"), ["finetune.lr", "finite"]),
+        ("finetune.lr", "inf", ["finetune.lr", "finite"]),
+        ("finetune.epochs", 10**400, ["finetune.epochs", "2**63"]),
+        ("finetune.batch_size", 2**31, ["finetune.batch_size", "2147483648"]),
+        ("search.margin_weight", float("nan"), ["search.margin_weight", "finite"]),
+        ("search.bits", [True, 3], ["search.bits.0", "number"]),
+        ("searches.direct.lr", float("inf"), ["searches.direct.lr", "finite"]),
+        ("grid.seeds", [2**32], ["grid.seeds.0", "4294967296"]),
+        ("grid.seeds", [False], ["grid.seeds.0", "number"]),
+        ("finetune.seed", 2**32, ["finetune.seed", "4294967296"]),
+        (f"{PROXY}.seed", 2**32, [f"{PROXY}.seed", "4294967296"]),
+        ("claims.confidence", float("nan"), ["claims.confidence", "finite"]),
     ],
 )
 def test_bad_values_name_their_key(raw, key, value, words):
@@ -96,6 +132,13 @@ def test_bad_values_name_their_key(raw, key, value, words):
         parse_params(changed(raw, key, value), "params.yaml")
     assert str(error.value).startswith("params.yaml")
     assert all(word in str(error.value) for word in words), str(error.value)
+    assert str(error.value).replace("\n", "").isprintable() and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("place", ["/scratch/my runs", "../runs", "r $(touch x) y"])
+def test_results_may_go_anywhere(raw, place):
+    params = parse_params(raw | {"results": place, "data_root": place})
+    assert params.results == params.data_root == place
 
 
 def test_every_bad_key_is_listed(raw):
@@ -114,6 +157,63 @@ def test_unreadable_files_are_named(tmp_path, text, words):
         path.write_text(text)
     with pytest.raises(SeamError, match=f"mine.yaml.*{words}"):
         load_params(path)
+
+
+DEEP = "a: " + "{a: " * 3000 + "1" + "}" * 3000
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (RAW.encode("utf-16"), "not UTF-8"),
+        (RAW.encode("utf-16-le"), "not valid YAML.*#x0000"),
+        ("report: {title: \u00e9}".encode("latin-1"), "not UTF-8 text .* at byte 16"),
+        (DEEP, "not valid YAML: nested too deeply"),
+        ("a: " + "{a: " * 60 + "1" + "}" * 60, "nested too deeply"),
+        ("a: 1\nb: 2020-02-31", "line 2: cannot read '2020-02-31' .*day"),
+        ("a: !!timestamp x", "line 1: cannot read 'x'"),
+        ("a: !!bool x", "line 1: cannot read 'x'"),
+        ("a: " + "9" * 5000, "line 1: cannot read '9999"),
+        ("results: a\nname: x\nresults: b", "line 3: the key 'results' stands there twice"),
+        ("a: {b: 1, b: 2}", "line 1: the key 'b' stands there twice"),
+        ("a: &a [*a]", "a.0: holds itself"),
+        (
+            "a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)),
+            "holds more than 100,000 values",
+        ),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML: line 1: could not determine a constructor"),
+    ],
+)
+def test_files_of_any_content_are_refused_in_one_line(tmp_path, content, words):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SeamError, match=f"mine.yaml: .*{words}") as error:
+        load_params(path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 500
+
+
+def test_a_folder_is_no_parameter_file(tmp_path):
+    with pytest.raises(SeamError, match="Is a directory"):
+        load_params(tmp_path)
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_files_are_utf_8_whatever_the_locale(tmp_path, start):
+    path = tmp_path / "mine.yaml"
+    path.write_text(start + RAW.replace("{formats: [png]}", "{formats: [png], title: Größe}"), encoding="utf-8")
+    code = f"from seam.experiment.params import load_params; print(ascii(load_params({str(path)!r}).report.title))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=REPOSITORY)
+    assert done.stdout.strip() == ascii("Größe")
+
+
+def test_blocks_may_be_shared_by_aliases(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(RAW.replace("{epochs: 3, lr: 0.1}", "&t {epochs: 3, lr: 0.1}") + "evaluate: &e {batch_size: 5}\n")
+    path.write_text(path.read_text().replace("{epochs: 2, lr: 0.02}", "{<<: *t, lr: 0.02}"))
+    finetune = load_params(path).finetune
+    assert (finetune.epochs, finetune.lr) == (3, 0.02)
 
 
 @pytest.mark.parametrize("file", FILES)

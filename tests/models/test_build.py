@@ -124,6 +124,50 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content, message):
         build(Model(name="test_resnet", weights=str(tmp_path / "w.pth")), 7, 1)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.to_sparse(), "cannot be copied into the model: .*fc.weight"),
+        (lambda weight: weight.to("meta"), "cannot be copied into the model: .*fc.weight"),
+        (lambda weight: weight.to(torch.complex64), "fc.weight holds complex64, not floating-point numbers"),
+        (lambda weight: weight.int(), "fc.weight holds int32"),
+        (lambda weight: weight * float("nan"), "weights hold NaN or infinity: fc.weight"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(tmp_path, change, message):
+    state = build(Model(name="test_resnet"), 7, 1).state_dict()
+    torch.save({**state, "fc.weight": change(state["fc.weight"])}, tmp_path / "w.pth")
+    with pytest.raises(SeamError, match=rf"w\.pth: .*{message}"):
+        build(Model(name="test_resnet", weights=str(tmp_path / "w.pth")), 7, 1)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_weights_are_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(SeamError, match=f"{name}: not a file"):
+        build(Model(name="test_resnet", weights=str(tmp_path / name)), 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"act_layer": "foo"}, "refuses to build test_resnet with .*foo"),
+        ({"layers": [1]}, "refuses to build .*division by zero"),
+        ({"block": "x"}, "refuses to build .*expansion"),
+        ({"pretrained_cfg": 5}, "refuses to build .*architecture"),
+        ({"norm_layer": {"a": 1}}, "refuses to build .*: [A-Z]"),
+        ({"num_classes": 5}, "refuses to build .*multiple values"),
+        ({"x" * 10_000: 1}, "refuses to build"),
+        ({"features_only": True}, "kwargs.features_only cannot be used: a classifier"),
+        ({"checkpoint_path": "w.pth"}, "kwargs.checkpoint_path cannot be used: give the file as weights"),
+    ],
+)
+def test_options_that_timm_cannot_use_are_named(kwargs, message):
+    with pytest.raises(SeamError, match=message) as error:
+        build(Model(name="test_resnet", kwargs=kwargs), 7, 1)
+    assert len(str(error.value)) < 600
+
+
 def test_quantized_weights_are_no_full_precision_ones(tmp_path):
     model = build(Model(name="test_resnet"), 10, 1)
     save_tensors(tmp_path / "w.safetensors", quantize(model, {"conv1.0": (8, 8)}).state_dict())

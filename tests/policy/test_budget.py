@@ -132,12 +132,34 @@ def test_latency_example_is_a_budget_for_resnet18():
         ("layer,w,a,ms\nblocks.0.a,2,2,fast\n", "line 2: not layer,w,a,ms"),
         ("layer,w,a,ms\nblocks.0.a,2,2,-1\n", "line 2: ms must be"),
         ("layer,w,a,ms\nblocks.0.a,2,2,1\nblocks.0.a,2,2,1\n", "line 3: a second row for blocks.0.a at w2a2"),
+        ("", "columns must be layer,w,a,ms; found $"),
+        ("layer,w,a,ms\nblocks.0.a,2,2,nan\n", "line 2: ms must be 0 or more, at most 1e.09, found nan"),
+        ("layer,w,a,ms\nblocks.0.a,2,2,1e308\n", "line 2: ms must be 0 or more, at most 1e.09, found 1e308"),
+        ("layer,w,a,ms\nblocks.0.a,2\n", "line 2: not layer,w,a,ms"),
+        (f"layer,w,a,ms\nblocks.0.a,2,2,{'9' * 5000}\n", "line 2: ms must be"),
+        (f"layer,w,a,ms\nblocks.0.a,{'9' * 5000},2,1\n", "line 2: not layer,w,a,ms"),
+        (f"layer,w,a,ms\n{'x' * 100_000},2,2,1\n", "line 2: unknown layer"),
+        (f"layer,w,a,ms\n{'x' * 200_000},2,2,1\n", "line 2: not CSV .field larger"),
+        (f"{'x' * 200_000}\n", "line 1: not CSV .field larger"),
+        (f"{'x' * 100_000}\n", "columns must be"),
+        ('layer,w,a,ms\n"blocks.0.a,2,2,1\nblocks.0.b,2,2,1\n', "line 3: unknown layer"),
+        ('layer,w,a,ms\nblocks.0.a,2,2,1\n\n"blocks\n.0.a",2,2,1\n', "line 5: a second row"),
+        (b"layer,w,a,ms\nblocks.0.a,2,2,1\xff\n", "not UTF-8 text .* at byte 29"),
+        ("layer,w,a,ms\n".encode("utf-16"), "not UTF-8 text"),
     ],
 )
 def test_bad_latency_tables_are_named(tmp_path, text, message):
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(SeamError, match=message):
+    (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SeamError, match=message) as error:
         read_latency(tmp_path / "t.csv", LAYERS)
+    assert "t.csv" in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_latency_table_is_a_file(tmp_path):
+    with pytest.raises(SeamError, match="Is a directory"):
+        read_latency(tmp_path, LAYERS)
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbflayer,w,a,ms\r\nblocks.0.a,2,2,1\r\n")  # as spreadsheets write it
+    assert read_latency(tmp_path / "t.csv", LAYERS) == {("blocks.0.a", 2, 2): 1.0}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +172,15 @@ def test_a_limit_is_read_without_a_network(spec, read):
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"), [("w0a3", "write w3a3"), ("w10a2", "write w3a3"), ("0 MB", "more than 0"), ("", "write w3a3")]
+    ("spec", "message"),
+    [
+        ("w0a3", "write w3a3"),
+        ("w10a2", "write w3a3"),
+        ("0 MB", "more than 0"),
+        ("", "write w3a3"),
+        ("9" * 400 + " MB", "finite number"),
+        ("x" * 9999, "write w3a3"),
+    ],
 )
 def test_a_limit_that_cannot_be_read(spec, message):
     with pytest.raises(SeamError, match=message):

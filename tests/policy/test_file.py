@@ -261,6 +261,29 @@ def test_what_is_no_policy_is_named(tmp_path, text, message):
         read_policy(tmp_path)
 
 
+@pytest.mark.parametrize("limit", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
+def test_a_budget_is_a_finite_number(tmp_path, limit):
+    content = policy()
+    content["budget"]["limit"] = "LIMIT"
+    path = write(tmp_path, content)
+    path.write_text(path.read_text().replace('"LIMIT"', limit))
+    with pytest.raises(SeamError, match="policy.json: not valid JSON .*(finite number|401 digits)"):
+        read_policy(path)
+
+
+def test_messages_on_giant_values_are_short(tmp_path):
+    for change in (
+        {"schema": "x" * 10**5},
+        {"x" * 10**5: 1},
+        {f"key{i}": 1 for i in range(10**4)},
+        {"comment": ["x"] * 10**5},
+        {"layers": {"x" * 10**5: {"w": "y" * 10**5}}},
+    ):
+        with pytest.raises(SeamError) as error:
+            read_policy(write(tmp_path, policy() | change))
+        assert len(str(error.value)) < 3000
+
+
 def test_macs_at_another_input_size_are_refused_only_if_asked(tmp_path):
     network = build(Model(name="test_resnet"), 10, 1)
     small, large = (find_layers(network, (1, side, side)) for side in (32, 64))

@@ -147,6 +147,19 @@ def test_diff_counts_models_alone(files):
     assert seam("diff", *files(policy(), other)).returncode == 1
 
 
+@pytest.mark.parametrize("command", ["show", "diff"])
+def test_nothing_in_a_file_reaches_the_terminal_as_a_command(files, command):
+    evil = "\x1b]0;gone\x07\x9b2J\u202e"
+    content = policy() | {"comment": evil, "method": evil, "search": evil}
+    content["model"]["name"] = content["budget"]["spec"] = content["budget"]["convention"] = evil
+    content["layers"][evil] = content["layers"].pop("a")
+    done = seam(command, *files(content, policy())[: 1 if command == "show" else 2])
+    assert done.returncode == (0 if command == "show" else 1), done.stderr
+    assert not {*evil} - {*"]0;gone2J"} & {*done.stdout} and r"\x1b]0;gone\x07\x9b2J\u202e" in done.stdout
+    done = seam("show", *files(content | {evil: 1}))
+    assert done.returncode == 2 and "\x1b" not in done.stderr and r"\x1b]0;gone" in done.stderr
+
+
 def test_convert_writes_each_format(files, tmp_path):
     (path,) = files(policy())
     assert seam("convert", path, "--to", "csv", "-o", tmp_path / "p.csv").returncode == 0

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import yaml
 from engines import copy_repository, expand, name_of
 
 from seam.experiment.graph import nodes
@@ -11,6 +12,7 @@ from seam.experiment.params import STAGE_KEYS, load_params
 SETS = ["params.yaml", "experiments/smoke.yaml"]
 # DVC cannot expand a dependency over the grid, nor an output over report.formats: it names the folders that hold them.
 WHOLE_GRID = ("claims", "report", "log")
+HOSTILE = 'r $(touch PWN) x; "y" & `touch PWN` #1%20* $HOME \\ é'
 # Nor does it take a key that params.yaml leaves out: it names the model's whole block.
 
 
@@ -57,6 +59,22 @@ def test_both_are_the_graph_that_verify_walks(graphs):
         assert name_of(job["command"]) == name
 
 
+def test_paths_are_one_word_each_whatever_they_hold(tmp_path):
+    """Spaces and what a shell would run or expand: both engines pass the name on as it is."""
+    root = copy_repository(tmp_path / "seam")
+    raw = yaml.safe_load((root / "experiments/smoke.yaml").read_text())
+    results, file = HOSTILE, "my $(touch PWN).yaml"
+    for name in ("params.yaml", file):
+        (root / name).write_text(yaml.safe_dump(raw | {"results": results}))
+    dvc, named = expand("dvc", root), expand("snakemake", root, file)
+    for name, job in named.items():
+        assert job["command"][4:6] == ["--params", file]
+        job["command"][5] = "params.yaml"
+        assert job["command"] == dvc[name]["command"]
+        assert job["outputs"][0].startswith(f"{results}/")
+    assert not list(root.rglob("PWN"))
+
+
 def test_files_of_the_user_s_own_are_inputs(tmp_path):
     root = copy_repository(tmp_path / "seam")
     path = root / "params.yaml"
@@ -79,7 +97,7 @@ def test_another_parameter_file_changes_only_its_name(tmp_path):
     shutil.copy2(root / "experiments/smoke.yaml", root / "params.yaml")
     default = expand("snakemake", root)
     for job in given.values():
-        job["command"] = job["command"].replace("--params experiments/smoke.yaml", "--params params.yaml")
+        job["command"] = ["params.yaml" if word == "experiments/smoke.yaml" else word for word in job["command"]]
     assert given == default
 
 

@@ -54,7 +54,21 @@ def test_parameter_sets_pass_a_dry_run(clean, name):
     jobs = expand("snakemake", clean, name)
     assert len(jobs) == len(nodes(params))
     assert all(job["run"] for job in jobs.values())
-    assert f"--params {name}" in jobs["claims"]["command"]
+    assert jobs["claims"]["command"][4:6] == ["--params", name]
+
+
+def test_names_with_spaces_and_shell_characters_run_nothing(tmp_path):
+    """A whole run: every job takes the names as they are."""
+    root = copy_repository(tmp_path / "seam")
+    raw = yaml.safe_load((root / "experiments/smoke.yaml").read_text())
+    raw |= {"results": "r $(touch PWN) x", "grid": raw["grid"] | {"searches": ["uniform"]}}
+    raw |= {"claims": {}, "searches": {"uniform": raw["searches"]["uniform"]}}
+    file = "my $(touch PWN) set.yaml"
+    (root / file).write_text(yaml.safe_dump(raw))
+    snakemake(root, "--cores", "8", "--configfile", file)
+    assert "fresh" in run(root, "seam", "verify", "--params", file).stdout
+    assert not list(root.rglob("PWN"))
+    assert (root / "r $(touch PWN) x/logs/log.log").is_file()
 
 
 def test_bad_parameters_give_the_message_before_anything_runs(clean, tmp_path):

@@ -14,7 +14,7 @@ rule fetch:
     message:
         "fetch the target dataset"
     shell:
-        "python -m seam fetch --params {params.file} --out {params.out} | tee {log}"
+        "python -m seam fetch --params {params.file:q} --out {params.out:q} | tee -- {log:q}"
 
 
 rule sample:
@@ -36,5 +36,5 @@ rule sample:
     message:
         "sample the proxy: {wildcards.model} {wildcards.search}"
     shell:
-        "python -m seam sample --params {params.file} --model {wildcards.model} --search {wildcards.search}"
-        " --weights {input.weights} --out {params.out} | tee {log}"
+        "python -m seam sample --params {params.file:q} --model {wildcards.model:q} --search {wildcards.search:q}"
+        " --weights {input.weights:q} --out {params.out:q} | tee -- {log:q}"

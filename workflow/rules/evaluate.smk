@@ -23,6 +23,6 @@ rule evaluate:
     message:
         "evaluate {wildcards.model} {wildcards.search} {wildcards.budget} seed {wildcards.seed}"
     shell:
-        "python -m seam evaluate --params {params.file} --model {wildcards.model} --search {wildcards.search}"
-        " --budget {wildcards.budget} --seed {wildcards.seed} --weights {input.weights} --policy {input.policy}"
-        " --finetuned {input.finetuned} --out {params.out} | tee {log}"
+        "python -m seam evaluate --params {params.file:q} --model {wildcards.model:q} --search {wildcards.search:q}"
+        " --budget {wildcards.budget:q} --seed {wildcards.seed:q} --weights {input.weights:q} --policy {input.policy:q}"
+        " --finetuned {input.finetuned:q} --out {params.out:q} | tee -- {log:q}"

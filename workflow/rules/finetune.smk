@@ -22,6 +22,6 @@ rule finetune:
     message:
         "finetune {wildcards.model} {wildcards.search} {wildcards.budget} seed {wildcards.seed}"
     shell:
-        "python -m seam finetune --params {params.file} --model {wildcards.model} --search {wildcards.search}"
-        " --budget {wildcards.budget} --seed {wildcards.seed} --weights {input.weights} --policy {input.policy}"
-        " --out {params.out} | tee {log}"
+        "python -m seam finetune --params {params.file:q} --model {wildcards.model:q} --search {wildcards.search:q}"
+        " --budget {wildcards.budget:q} --seed {wildcards.seed:q} --weights {input.weights:q} --policy {input.policy:q}"
+        " --out {params.out:q} | tee -- {log:q}"

@@ -24,5 +24,5 @@ rule pretrain:
     message:
         "pretrain {wildcards.model}"
     shell:
-        "python -m seam pretrain --params {params.file} --model {wildcards.model} --data {input.manifest}"
-        " --out {params.out} | tee {log}"
+        "python -m seam pretrain --params {params.file:q} --model {wildcards.model:q} --data {input.manifest:q}"
+        " --out {params.out:q} | tee -- {log:q}"

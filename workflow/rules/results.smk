@@ -17,7 +17,7 @@ rule claims:
     message:
         "judge the claims"
     shell:
-        "python -m seam claims --params {params.file} --out {output.claims} | tee {log}"
+        "python -m seam claims --params {params.file:q} --out {output.claims:q} | tee -- {log:q}"
 
 
 rule report:
@@ -77,7 +77,7 @@ rule report:
     message:
         "tables and figures"
     shell:
-        "python -m seam report --params {params.file} --out {params.out} | tee {log}"
+        "python -m seam report --params {params.file:q} --out {params.out:q} | tee -- {log:q}"
 
 
 rule log:
@@ -96,4 +96,4 @@ rule log:
     message:
         "log to MLflow"
     shell:
-        "python -m seam log --params {params.file} --out {output.record} | tee {log}"
+        "python -m seam log --params {params.file:q} --out {output.record:q} | tee -- {log:q}"

@@ -24,6 +24,6 @@ rule search:
     message:
         "search {wildcards.model} {wildcards.search} {wildcards.budget} seed {wildcards.seed}"
     shell:
-        "python -m seam search --params {params.file} --model {wildcards.model} --search {wildcards.search}"
-        " --budget {wildcards.budget} --seed {wildcards.seed} --weights {input.weights} --proxy {input.proxy}"
-        " --out {params.out} | tee {log}"
+        "python -m seam search --params {params.file:q} --model {wildcards.model:q} --search {wildcards.search:q}"
+        " --budget {wildcards.budget:q} --seed {wildcards.seed:q} --weights {input.weights:q} --proxy {input.proxy:q}"
+        " --out {params.out:q} | tee -- {log:q}"
