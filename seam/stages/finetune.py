@@ -28,7 +28,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     with meter.part("setup"):
         start = quantized(params, job.model, weights, policy, device)
     resume = resume_file(params, "finetune", job._asdict(), [weights, policy])
-    with live(params, job, "finetune") as log:
+    with live(params, job, "finetune", meter) as log:
         more = {"live": log.log, "label": f"finetune {job.name}"}
         history = train_supervised(start.network, settings, start.train, job.seed, device, meter, resume=resume, **more)
     io.save_tensors(out / "model.safetensors", start.network.state_dict())

@@ -43,7 +43,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
             network, images, own = _network_and_images(params, job, weights, about)
     problem = prepare(method, network, images, layers, budgets, settings, job.seed, device, meter, own_classes=own)
     problem.resume = resume = resume_file(params, "search", job._asdict(), inputs)
-    with live(params, job, "search") as log:
+    with live(params, job, "search", meter) as log:
         problem.live = log.log
         preferences = method.preferences(problem)
     with meter.part("solve"):

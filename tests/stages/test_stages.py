@@ -1,7 +1,9 @@
 """The stages called as the command line calls them, on digits; the whole graph is run in tests/workflow."""
 
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,32 @@ def test_a_changed_latency_table_is_refused(quick, tmp_path, monkeypatch):
     Path("ms.csv").write_text(Path("ms.csv").read_text() + "\n")
     with pytest.raises(SeamError, match="policy.json: was made from another version of ms.csv"):
         finetune(params, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+
+
+def test_a_silent_tracking_server_costs_a_search_nothing(tmp_path, monkeypatch):
+    """Left alone, MLflow asks it three times for 20 s each."""
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1)
+    weights = pretrained(params)
+    sample(params, "resnet", "seam-subset", weights, tmp_path / "proxy")
+    io.write_text("silent.yaml", yaml.safe_dump(params.dump()))
+    job = ("--search", "seam-subset", "--budget", "w3a3", "--seed", "0", "--proxy", "proxy/proxy.json")
+    command = [sys.executable, "-m", "seam", "search", "--params", "silent.yaml", "--model", "resnet"]
+    command += ["--weights", str(weights), *job]
+    walls, costs = [], []
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listening:
+        for name in ("without", "silent"):
+            more = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{listening.getsockname()[1]}"} if walls else {}
+            start = time.monotonic()
+            environ = {**environment(ROOT), **more}
+            done = subprocess.run([*command, "--out", name], env=environ, capture_output=True, text=True)
+            walls.append(time.monotonic() - start)
+            assert done.returncode == 0, done.stderr
+            costs.append(io.read_json(f"{name}/cost.json")["seconds"])
+    assert "live logging to MLflow stopped (no answer)" in done.stderr
+    assert walls[1] < walls[0] + 20  # importing MLflow, and at most five seconds of waiting
+    assert costs[1] < costs[0] + 10
+    policies = [io.read_json(f"{name}/policy.json")["layers"] for name in ("without", "silent")]
+    assert policies[0] == policies[1]
 
 
 def test_what_needs_no_network_loads_no_torch(quick, tmp_path, monkeypatch):
