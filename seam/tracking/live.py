@@ -37,7 +37,8 @@ class Live:
         self._sender: _Sender | None = None
         if is_server(place := uri(params)):
             quiet()
-            import mlflow.tracking  # here rather than in the thread, where it would compete with the training
+            # Here rather than in the thread, where it would compete with the training:
+            import mlflow.tracking  # noqa: F401
             import sqlalchemy.exc  # noqa: F401
 
             self._sender = _Sender(place, experiment(params), job.name, stage, every)
