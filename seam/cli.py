@@ -1,8 +1,11 @@
 """The command line: one command a stage. It parses, checks and calls; everything that computes is imported inside."""
 
+import contextlib
+import errno
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -245,18 +248,51 @@ def verify(params: ParamsFile = Default) -> None:
 
 
 def main() -> None:
-    """Run the command line; a SeamError becomes one message on stderr and exit code 2."""
+    """Run the command line. A SeamError or an OSError becomes one message on stderr and exit code 2; a reader that
+    closes the pipe (`| head`) ends it quietly."""
     from seam.errors import SeamError
     from seam.runtime.cores import quiet_collector
 
     quiet_collector()
     names = {command.callback.__name__ for command in stages.registered_commands}
     staged = sys.argv[1:2] and sys.argv[1] in names and any(a.split("=")[0] == "--params" for a in sys.argv[2:])
+    with contextlib.suppress(AttributeError):  # None where it is closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # as on stderr: an ASCII terminal shows what it can
     try:
-        (stages if staged else app)()
+        try:
+            (stages if staged else app)()
+        except SystemExit:
+            if sys.stdout:
+                sys.stdout.flush()  # here rather than when the interpreter ends, which reports errors in its own way
+            raise
     except SeamError as error:
-        print(f"seam: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{_where(error)}: {error.strerror or error}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"seam: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _where(error: OSError) -> str:
+    """What an error of the system is about: its file; or standard output, since files that are written have names."""
+    if error.filename is not None:
+        return os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EBADF):
+        _discard_output()
+        return "standard output"
+    return type(error).__name__
+
+
+def _discard_output() -> None:
+    """Send what standard output still holds to nowhere: the interpreter would try to write it again at the exit."""
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import errno
 import functools
 import hashlib
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,21 +23,50 @@ _DIGITS = 40  # of integers in JSON
 _LEVELS = 64  # of JSON
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary path)` in the target's folder, then rename: readers see the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
+@contextlib.contextmanager
+def named(path: str | Path, within: Path | None = None) -> Iterator[None]:
+    """Make an OSError of the block name this path, the user's own, rather than a temporary one or none.
+
+    within: a temporary folder that stands for `path`; only errors about what is in it are renamed.
+    """
     try:
-        write(Path(temporary))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would lock out a shared results folder
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if within is not None:
+            found = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path()
+            if not found.is_relative_to(within):
+                raise
+            path = Path(path) / found.relative_to(within)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; one that is there is left as it is."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # it, not one above it, is a file
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Call `write(temporary path)` in the target's folder, then rename: readers see the old file or the new one.
+
+    Raises OSError that names `path`.
+    """
+    path = Path(path)
+    with named(path):
+        make_folder(path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        try:
+            write(Path(temporary))
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would lock out a shared results folder
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -113,7 +144,7 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     header = list(columns or (rows[0] if rows else []))
 
     def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=header, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -132,10 +163,19 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict as safetensors, atomically. Shared and non-contiguous tensors are copied."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    def write(temporary: Path) -> None:
+        try:
+            save_file(own, str(temporary), metadata=dict(metadata or {}))
+        except SafetensorError as error:
+            if code := re.search(r"os error (\d+)", str(error)):  # a full disk, a quota: as all other writers say it
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+            raise
+
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, lambda p: save_file(own, str(p), metadata=dict(metadata or {})))
+    write_atomic(path, write)
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:

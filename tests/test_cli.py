@@ -1,13 +1,18 @@
 """The command line: messages, exit codes, and how fast it starts."""
 
+import os
+import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from engines import REPOSITORY, environment
+from policies import policy
 
 from seam.experiment.params import load_params
+from seam.io import write_json
 from seam.runtime.cores import available_cores
 
 STAGES = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate", "claims", "report", "log")
@@ -129,6 +134,86 @@ def test_a_budget_that_cannot_be_read_is_refused_before_torch_is_loaded(options,
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(REPOSITORY), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert named in done.stderr
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    write_json(tmp_path / "policy.json", policy())
+    return tmp_path / "policy.json"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("command", ["show", "help", "verify"])
+def test_standard_output_that_takes_no_more_is_named(policy_file, command):
+    arguments = {"show": ["show", policy_file], "help": ["--help"], "verify": ["verify", "--params", SMOKE]}[command]
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "seam", *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment(REPOSITORY), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (2, "seam: error: standard output: No space left on device\n")
+
+
+def test_a_reader_that_closes_the_pipe_ends_it_quietly(policy_file):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "seam", "show", str(policy_file)]
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run(command, env=environment(REPOSITORY), stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("folder", "Is a directory"),
+        ("policy.json/below", "Not a directory"),
+        ("policy.json/far/below", "Not a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named_in_one_line(policy_file, out, reason):
+    (policy_file.parent / "folder").mkdir()
+    where = policy_file.parent / out
+    done = seam("convert", policy_file, "--to", "csv", "--out", where)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"seam: error: {where}: {reason}\n"
+    assert sorted(os.listdir(policy_file.parent)) == ["folder", "policy.json"]
+
+
+def test_a_file_over_the_limit_of_the_system_is_named_and_keeps_the_old_one(policy_file):
+    """As a full disk or a quota: the error comes from the write itself, which knows no name."""
+    out = policy_file.with_name("out.json")
+    out.write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-m", "seam", "convert", str(policy_file), "--to", "torchao", "--out", str(out)],
+        env={**environment(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)),
+    )
+    assert (done.returncode, done.stderr) == (2, f"seam: error: {out}: File too large\n")
+    assert out.read_text() == "old" and sorted(os.listdir(out.parent)) == ["out.json", "policy.json"]
+
+
+def test_a_folder_in_place_of_an_input_is_named(policy_file):
+    done = seam("show", policy_file.parent)
+    assert (done.returncode, done.stderr) == (2, f"seam: error: {policy_file.parent}: Is a directory\n")
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+)
+def test_an_ascii_terminal_shows_what_it_can(tmp_path, encoding):
+    content = policy()
+    content["model"]["alias"] = content["search"] = "größer–"
+    write_json(tmp_path / "policy.json", content)
+    command = [sys.executable, "-m", "seam", "show", str(tmp_path / "policy.json")]
+    environ = {**environment(REPOSITORY), **encoding}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and "gr\\xf6\\xdfer\\u2013" in done.stdout
 
 
 def test_missing_option_is_named():

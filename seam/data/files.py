@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seam.data.decode import open_image, read_image
+from seam.data.decode import is_deep, open_image, read_image, unreadable
 from seam.data.readers import SPLITS, Arrays, Files, Reader
 from seam.data.registry import DatasetInfo
 from seam.errors import SeamError
@@ -36,7 +36,7 @@ class FilesReader(Reader):
     def __init__(self, base: Path, cache: Path, splits: dict[str, Files], classes: list[str], info: DatasetInfo):
         self.base, self.cache, self.splits, self.classes = base, cache, splits, classes
         self._lines: dict[str, list[str]] = {}
-        size, self.channels = _inspect(splits["train"].paths, info.channels)
+        size, self.channels, self.deep = _inspect(splits["train"].paths, info.channels)
         count = sum(len(files.paths) for files in splits.values())
         self.small = size is not None and max(size) <= SMALL and count * size[0] * size[1] * self.channels < SMALL_BYTES
         self.image_size = size if self.small else (info.image_size or LARGE_SIZE)
@@ -48,7 +48,11 @@ class FilesReader(Reader):
         return self.splits[split].labels
 
     def listing(self, splits: Iterable[str] = SPLITS) -> str:
-        """sha256 over the sorted (relative path, size) of the splits' files."""
+        """sha256 over the sorted (relative path, size) of the splits' files.
+
+        Sets with 16-bit images have another one than they had while these were clipped to white, so that no cache or
+        manifest of that time is taken.
+        """
         for split in set(splits) - set(self._lines):
             try:
                 self._lines[split] = [
@@ -58,7 +62,7 @@ class FilesReader(Reader):
             except OSError as error:
                 raise SeamError(f"{error.filename}: listed by the dataset, but {error.strerror}") from None
         lines = sorted(line for split in splits for line in self._lines[split])
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(["16 bits\n"] * self.deep + lines).encode()).hexdigest()
 
     def digests(self):
         return {"listing": self.listing()}
@@ -85,7 +89,7 @@ class FilesReader(Reader):
                     f"{self.image_size[1]}x{self.image_size[0]}; give all images of a small set one size"
                 )
             pixels[i] = np.asarray(image).reshape(pixels.shape[1:])
-        with contextlib.suppress(PermissionError):  # a shared data root may be read-only
+        with contextlib.suppress(OSError):  # a shared data root may be read-only, or full
             save_tensors(path, {"pixels": torch.from_numpy(pixels)}, {"listing": self.listing([split])})
             for old in set(self.cache.glob(f"{split}-*.safetensors")) - {path}:
                 old.unlink(missing_ok=True)
@@ -157,12 +161,22 @@ def _samples(dataset) -> list[tuple[str, int]]:
     return [(str(path), int(label)) for path, label in pairs]
 
 
-def _inspect(paths: list[str], channels: int | None) -> tuple[tuple[int, int] | None, int]:
-    """The common (H, W) of a sample of the images (None: they differ); their channels: 1 if all are gray, else 3."""
-    sizes, modes = set(), set()
-    for path in paths[:: max(1, len(paths) // 100)]:
+def _inspect(paths: list[str], channels: int | None) -> tuple[tuple[int, int] | None, int, bool]:
+    """What a sample of the images shows: their common (H, W), or None; channels, 1 if all are gray, else 3; whether
+    any has 16 bits.
+
+    Raises SeamError when any cannot be brought to 8 bits: the first, why, and how many of the sample are alike.
+    """
+    sizes, modes, deep = set(), set(), False
+    looked_at, refused = paths[:: max(1, len(paths) // 100)], []
+    for path in looked_at:
         with open_image(path) as image:
             sizes.add(image.size)
             modes.add(image.mode)
-    gray = modes <= {"1", "L", "I", "I;16", "F"}
-    return (sizes.pop()[::-1] if len(sizes) == 1 else None), channels or (1 if gray else 3)
+            deep |= is_deep(image)
+            if problem := unreadable(image):
+                refused.append(f"{path}: {problem}")
+    if refused:
+        raise SeamError(f"{refused[0]} (so {len(refused)} of {len(looked_at)} images looked at)")
+    gray = all(mode in ("1", "L", "I") or mode.startswith("I;16") for mode in modes)
+    return (sizes.pop()[::-1] if len(sizes) == 1 else None), channels or (1 if gray else 3), deep

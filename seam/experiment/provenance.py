@@ -1,7 +1,13 @@
 """What each result was made from: written by every stage, checked before use, walked by `seam verify`."""
 
+import contextlib
+import errno
 import functools
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +16,7 @@ from seam.errors import SeamError
 from seam.experiment.graph import Node, nodes
 from seam.experiment.params import Job, Params
 
+ABANDONED = 3600  # seconds after which an unfinished folder of outputs is some killed job's
 FRESH, STALE, MISSING, TAMPERED = "fresh", "stale", "missing", "tampered"
 
 
@@ -55,6 +62,44 @@ def record(
     }
     order = ("stage", "job", "params", "inputs", "outputs", "git", "software")
     io.write_json(path or outputs[0].with_name("provenance.json"), {key: content[key] for key in order})
+
+
+@contextlib.contextmanager
+def writing(
+    params: Params,
+    stage: str,
+    job: Job | Mapping[str, Any],
+    inputs: Iterable[str | Path],
+    outputs: Iterable[str | Path],
+    path: str | Path | None = None,
+) -> Iterator[Path]:
+    """Gives a folder to write a job's outputs to, and moves all of them into place with their provenance at the end.
+
+    What fails on the way (a full disk) leaves what was there before, or nothing. Since the provenance is moved first, a
+    job killed between two moves leaves no output that could pass for the user's own. Arguments as of `record`.
+    """
+    outputs = [Path(output) for output in outputs]
+    target = Path(path) if path else outputs[0].with_name("provenance.json")
+    for place in (target, *outputs):
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+    with io.named(target.parent):
+        io.make_folder(target.parent)
+        for old in target.parent.glob(".writing-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - old.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(old, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    try:
+        with io.named(target.parent, within=folder):
+            yield folder
+            written = [folder / output.name for output in outputs]
+            record(params, stage, job, inputs, written, folder / target.name)
+        for source, place in zip([folder / target.name, *written], [target, *outputs], strict=True):
+            with io.named(place):
+                os.replace(source, place)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_inputs(params: Params, inputs: Iterable[str | Path], job: Job | Mapping[str, Any] | None = None) -> None:

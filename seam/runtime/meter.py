@@ -33,21 +33,31 @@ class Meter:
         self.images = self.steps = self.epochs = self.macs_per_image = self.forwards = 0
         self.kernels = "none"
         self.seconds_once = 0.0  # compiling kernels: done once on a machine, so that no job's seconds hold it
+        self.seconds_aside = 0.0  # of `aside`
         self.parts: dict[str, float] = {}
         # Seconds since the process started, so that the imports before this line count too.
         self._start = time.perf_counter() - _process_age()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to the named part, without those that it adds to `seconds_once`."""
-        start, once = time.perf_counter(), self.seconds_once
+        """Add the block's seconds to the named part, without those that it adds to `seconds_once` or sets aside."""
+        start, once, aside = time.perf_counter(), self.seconds_once, self.seconds_aside
         try:
             yield
         finally:
             if self._cuda:
                 self._cuda.synchronize(self.device)
-            spent = time.perf_counter() - start - (self.seconds_once - once)
+            spent = time.perf_counter() - start - (self.seconds_once - once) - (self.seconds_aside - aside)
             self.parts[name] = self.parts.get(name, 0.0) + spent
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave the block's seconds out of `seconds` and of every part: what is no work of the job's own."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds_aside += time.perf_counter() - start
 
     def look(self, images: int, forwards: int = 1) -> None:
         """Count images that were looked at, and what was computed on each, in forward passes."""
@@ -60,8 +70,8 @@ class Meter:
         self.parts["earlier"] = seconds
 
     def seconds(self) -> float:
-        """Seconds since this process started, plus those of the runs it resumes, without `seconds_once`."""
-        return time.perf_counter() - self._start - self.seconds_once
+        """Seconds since this process started, plus those of the runs it resumes, without `seconds_once` and `aside`."""
+        return time.perf_counter() - self._start - self.seconds_once - self.seconds_aside
 
     def peak_memory_mb(self) -> float:
         """Most memory held so far, in MB: of the GPU, else of the process."""

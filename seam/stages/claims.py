@@ -12,7 +12,7 @@ def claims(params: Params, out: Path) -> dict[str, Any]:
     Raises SeamError when results of the grid are missing or broken; a missing role is a line in the output instead.
     """
     from seam.claims.claims import assess
-    from seam.experiment.provenance import check_inputs, record
+    from seam.experiment.provenance import check_inputs, writing
     from seam.experiment.results import CLAIMS, load
     from seam.io import write_json
     from seam.report.claims import print_claims
@@ -20,7 +20,7 @@ def claims(params: Params, out: Path) -> dict[str, Any]:
     results = load(params, CLAIMS)
     check_inputs(params, results.files)
     content = assess(results)
-    write_json(out, content)
-    record(params, "claims", {}, results.files, [out], out.with_name(f"{out.stem}.provenance.json"))
+    with writing(params, "claims", {}, results.files, [out], out.with_name(f"{out.stem}.provenance.json")) as folder:
+        write_json(folder / out.name, content)
     print_claims(content)
     return content

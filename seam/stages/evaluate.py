@@ -38,11 +38,11 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
         "budget_share": io.read_json(policy).get("budget", {}).get("share"),
         "images": len(test),
     }
-    io.write_json(out / "metrics.json", metrics)
     packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}
-    io.write_json(out / "hits.json", {"images": len(test), **packed})
     outputs = [out / n for n in ("metrics.json", "hits.json")]
-    provenance.record(params, "evaluate", job._asdict(), inputs, outputs)
+    with provenance.writing(params, "evaluate", job, inputs, outputs) as folder:
+        io.write_json(folder / "metrics.json", metrics)
+        io.write_json(folder / "hits.json", {"images": len(test), **packed})
     print(
         f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
         f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "

@@ -12,6 +12,6 @@ def fetch(params: Params, out: Path) -> None:
     from seam.data.fetch import fetch as fetch_dataset
 
     manifest = fetch_dataset(params.target.dataset, params.data_root, params.target.path)
-    io.write_json(out / "manifest.json", manifest)
-    provenance.record(params, "fetch", {}, [], [out / "manifest.json"])
+    with provenance.writing(params, "fetch", {}, [], [out / "manifest.json"]) as folder:
+        io.write_json(folder / "manifest.json", manifest)
     print(f"fetch: {params.target.dataset}, {manifest['train']['count']} + {manifest['test']['count']} images")

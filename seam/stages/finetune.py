@@ -30,14 +30,14 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
         start = quantized(params, job.model, weights, policy, device)
     resume = resume_file(params, "finetune", job._asdict(), [weights, policy])
     teacher = _teacher(start, weights, device) if settings.distillation else None
-    with live(params, job, "finetune") as log:
+    with live(params, job, "finetune", meter) as log:
         more = {"live": log.log, "label": f"finetune {job.name}", "teacher": teacher}
         history = train_supervised(start.network, settings, start.train, job.seed, device, meter, resume=resume, **more)
-    io.save_tensors(out / "model.safetensors", start.network.state_dict())
-    io.write_csv(out / "history.csv", history, COLUMNS)
-    io.write_json(out / "cost.json", meter.cost())
     outputs = [out / n for n in ("model.safetensors", "history.csv", "cost.json")]
-    provenance.record(params, "finetune", job._asdict(), [weights, policy], outputs)
+    with provenance.writing(params, "finetune", job, [weights, policy], outputs) as folder:
+        io.save_tensors(folder / "model.safetensors", start.network.state_dict())
+        io.write_csv(folder / "history.csv", history, COLUMNS)
+        io.write_json(folder / "cost.json", meter.cost())
     forget(resume)
     print(f"finetune: {job.name}, {meter.seconds():.0f} s")
 

@@ -17,7 +17,7 @@ def log(params: Params, out: Path) -> dict[str, Any]:
     from rich.progress import track
 
     from seam.experiment.graph import report_files
-    from seam.experiment.provenance import check_inputs, record
+    from seam.experiment.provenance import check_inputs, writing
     from seam.experiment.results import load
     from seam.io import read_json, write_json
     from seam.tracking.records import SUMMARY, records
@@ -44,8 +44,8 @@ def log(params: Params, out: Path) -> dict[str, Any]:
         "summary": names.pop(SUMMARY),
         "runs": names,
     }
-    write_json(out, content)
-    record(params, "log", {}, inputs, [out], out.with_name(f"{out.stem}.provenance.json"))
+    with writing(params, "log", {}, inputs, [out], out.with_name(f"{out.stem}.provenance.json")) as folder:
+        write_json(folder / out.name, content)
     print(f"MLflow: {written} runs written, {len(names) + 1 - written} already there; experiment '{store.experiment}'")
     if not is_server(place):
         print(f"Look at them with: mlflow ui --backend-store-uri {public(place)}")

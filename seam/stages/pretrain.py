@@ -46,15 +46,15 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
         history = train_supervised(network, settings, train, settings.seed, device, meter, resume=resume, label=label)
     with meter.part("evaluate"):
         metrics = evaluate(network, test, params.evaluate.batch_size, device)
-    io.save_tensors(out / "fp.safetensors", network.state_dict())
     channels, *_ = size = target.size
     about = {"name": spec.name, "num_classes": len(train.classes), "in_chans": channels, "input_size": list(size)}
-    io.write_json(out / "layers.json", {"model": about, "layers": [layer._asdict() for layer in layers]})
-    io.write_csv(out / "history.csv", history, COLUMNS)
-    io.write_json(out / "metrics.json", {**metrics, "images": len(test)})
-    io.write_json(out / "cost.json", meter.cost())
     outputs = [out / n for n in ("fp.safetensors", "layers.json", "history.csv", "metrics.json", "cost.json")]
-    provenance.record(params, "pretrain", {"model": model}, inputs, outputs)
+    with provenance.writing(params, "pretrain", {"model": model}, inputs, outputs) as folder:
+        io.save_tensors(folder / "fp.safetensors", network.state_dict())
+        io.write_json(folder / "layers.json", {"model": about, "layers": [layer._asdict() for layer in layers]})
+        io.write_csv(folder / "history.csv", history, COLUMNS)
+        io.write_json(folder / "metrics.json", {**metrics, "images": len(test)})
+        io.write_json(folder / "cost.json", meter.cost())
     forget(resume)
     print(f"pretrain: {model}, top-1 {metrics['top1']:.2f} %, {meter.seconds():.0f} s")
 

@@ -11,7 +11,7 @@ def report(params: Params, out: Path) -> None:
     Raises SeamError when claims.json or results of the grid are missing, broken or made with other parameters.
     """
     from seam.experiment.graph import report_files
-    from seam.experiment.provenance import check_inputs, record
+    from seam.experiment.provenance import check_inputs, writing
     from seam.experiment.results import load
     from seam.io import read_json, write_csv, write_text
     from seam.report import claims, figures, tables
@@ -21,9 +21,8 @@ def report(params: Params, out: Path) -> None:
     check_inputs(params, inputs)
     content = read_json(path)
     rows = tables.rows(results, content["design"]["roles"]["baseline"])
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "results.csv", rows)
-    write_text(out / "results.md", tables.results_markdown(results, rows, params.report.title))
-    write_text(out / "claims.md", claims.claims_markdown(content))
-    figures.draw_all(results, out, params.report)
-    record(params, "report", {}, inputs, [out / name for name in report_files(params)])
+    with writing(params, "report", {}, inputs, [out / name for name in report_files(params)]) as folder:
+        write_csv(folder / "results.csv", rows)
+        write_text(folder / "results.md", tables.results_markdown(results, rows, params.report.title))
+        write_text(folder / "claims.md", claims.claims_markdown(content))
+        figures.draw_all(results, folder, params.report)

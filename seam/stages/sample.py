@@ -15,8 +15,9 @@ def sample(params: Params, model: str, search: str, weights: Path, out: Path) ->
     content: dict[str, Any] = {"dataset": None, "count": 0}
     if proxy is not None:
         content = _describe(params, model, proxy, weights)
-    io.write_json(out / "proxy.json", content)
-    provenance.record(params, "sample", {"model": model, "search": search}, [weights], [out / "proxy.json"])
+    job = {"model": model, "search": search}
+    with provenance.writing(params, "sample", job, [weights], [out / "proxy.json"]) as folder:
+        io.write_json(folder / "proxy.json", content)
     print(f"sample: {model}-{search}, " + (f"{content['count']} images of {proxy.dataset}" if proxy else "no images"))
 
 

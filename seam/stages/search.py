@@ -43,7 +43,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
             network, images, own = _network_and_images(params, job, weights, about)
     problem = prepare(method, network, images, layers, budgets, settings, job.seed, device, meter, own_classes=own)
     problem.resume = resume = resume_file(params, "search", job._asdict(), inputs)
-    with live(params, job, "search") as log:
+    with live(params, job, "search", meter) as log:
         problem.live = log.log
         preferences = method.preferences(problem)
     with meter.part("solve"):
@@ -62,11 +62,11 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         cost=cost,
         versions=True,
     )
-    io.write_json(out / "policy.json", policy)
-    io.write_csv(out / "history.csv", problem.history, list(next(iter(problem.history), COLUMNS)))
-    io.write_json(out / "cost.json", cost)
     outputs = [out / n for n in ("policy.json", "cost.json", "history.csv")]
-    provenance.record(params, "search", job._asdict(), inputs, outputs)
+    with provenance.writing(params, "search", job, inputs, outputs) as folder:
+        io.write_json(folder / "policy.json", policy)
+        io.write_csv(folder / "history.csv", problem.history, list(next(iter(problem.history), COLUMNS)))
+        io.write_json(folder / "cost.json", cost)
     forget(resume)
     print(f"search: {job.name}, {policy['budget']['share']:.3f} of the budget, {meter.seconds():.1f} s")
 

@@ -2,9 +2,13 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import yaml
+from engines import REPOSITORY, environment
 from handmade import make_params, write_results
 from scipy import stats
 
@@ -12,7 +16,7 @@ from seam.claims import claims
 from seam.claims.statistics import FAILS, HOLDS, OPEN, above, estimate, every, over_images
 from seam.errors import SeamError
 from seam.experiment.results import load, pack, unpack
-from seam.io import read_json, write_json
+from seam.io import read_json, write_json, write_text
 from seam.report.claims import print_claims
 from seam.report.text import factor
 from seam.stages.claims import claims as claims_stage
@@ -313,6 +317,18 @@ def test_five_claims_about_the_headline_come_first(tmp_path):
     assert len(asked) == 31
     assert all("question" in claim for claim in result["claims"][:31])
     assert sum(result["verdicts"].values()) == len(result["claims"])
+
+
+def test_an_ascii_terminal_shows_the_table_too(tmp_path):
+    params = make_params(tmp_path / "r", models=("a", "b"), seeds=(0, 1), proxies=["near", "plain"])
+    write_results(params, table())
+    write_text(tmp_path / "params.yaml", yaml.safe_dump(params.dump()))
+    command = [sys.executable, "-m", "seam", "claims", "--params", str(tmp_path / "params.yaml")]
+    command += ["--out", str(tmp_path / "r/claims.json")]
+    environ = {**environment(REPOSITORY), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii() and "near at w3a3: top-1 after finetuning" in done.stdout
 
 
 def test_printed_table_is_the_five_claims_in_eighty_columns(tmp_path, capsys):

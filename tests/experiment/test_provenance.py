@@ -1,9 +1,11 @@
 """Every result knows what it was made from, and no stale or altered one passes for fresh."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from seam import io
 from seam.errors import SeamError
 from seam.experiment.graph import nodes
 from seam.experiment.params import Job, load_params, parse_params
-from seam.experiment.provenance import check_inputs, provenance_path, record, verify
+from seam.experiment.provenance import check_inputs, provenance_path, record, verify, writing
 
 JOB = Job("resnet", "direct", "w3a3", 0)
 
@@ -62,6 +64,90 @@ def test_claims_have_a_provenance_file_of_their_own(chain):
     record(params, "claims", {}, [], [out], out.with_name("claims.provenance.json"))
     assert provenance_path(out) == Path("claims.provenance.json")
     check_inputs(params, [out])
+
+
+def write_both(params, weights, folder, text):
+    with writing(params, "search", JOB, [weights], [folder / "policy.json", folder / "cost.json"]) as new:
+        io.write_text(new / "policy.json", text)
+        io.write_text(new / "cost.json", text)
+
+
+def test_outputs_arrive_with_their_provenance(chain):
+    params, weights, policy, _ = chain
+    folder = Path("other")
+    write_both(params, weights, folder, "new")
+    assert sorted(path.name for path in folder.iterdir()) == ["cost.json", "policy.json", "provenance.json"]
+    there = {path.name: path.read_bytes() for path in folder.iterdir()}
+    record(params, "search", JOB, [weights], [folder / "policy.json", folder / "cost.json"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == there
+    check_inputs(params, [folder / "policy.json"], JOB)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_outputs_that_fail_half_way_leave_what_was_there(chain, before):
+    params, weights, _, _ = chain
+    folder = Path("other")
+    if before:
+        write_both(params, weights, folder, "old")
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        writing(params, "search", JOB, [weights], [folder / "policy.json", folder / "cost.json"]) as new,
+    ):
+        io.write_text(new / "policy.json", "new")
+        io.write_atomic(new / "cost.json", lambda _: Path("/dev/full").write_text("new"))
+    assert caught.value.filename == "other/cost.json"
+    names = ["cost.json", "policy.json", "provenance.json"] if before else []
+    assert sorted(path.name for path in folder.iterdir()) == names
+    if before:
+        assert (folder / "policy.json").read_text() == "old"
+        check_inputs(params, [folder / "policy.json"], JOB)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("moves", [0, 1, 2, 3])
+def test_a_kill_between_two_moves_leaves_nothing_that_passes_for_the_user_s_own(chain, monkeypatch, before, moves):
+    params, weights, _, _ = chain
+    folder, replace, done = Path("other"), os.replace, []
+    if before:
+        write_both(params, weights, folder, "old")
+
+    def replace_some(source, target):
+        if Path(target).parent == folder:
+            if len(done) == moves:
+                raise KeyboardInterrupt
+            done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_some)
+    if moves < 3:
+        with pytest.raises(KeyboardInterrupt):
+            write_both(params, weights, folder, "new")
+    else:
+        write_both(params, weights, folder, "new")
+    for name in ("policy.json", "cost.json"):
+        if (folder / name).exists():
+            assert provenance_path(folder / name) is not None
+            if 0 < moves < 3 and (folder / name).read_text() == "old":
+                with pytest.raises(SeamError, match=f"other/{name}: is not the file that search .* wrote"):
+                    check_inputs(params, [folder / name], JOB)
+
+
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_written(chain):
+    params, weights, _, _ = chain
+    Path("other/cost.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="other/cost.json"):
+        write_both(params, weights, Path("other"), "new")
+    assert [path.name for path in Path("other").iterdir()] == ["cost.json"]
+
+
+def test_what_a_killed_job_left_is_cleared_away_later(chain):
+    params, weights, _, _ = chain
+    for name, age in (("killed", 7200), ("running", 60)):
+        folder = Path(f"other/.writing-{name}")
+        io.write_text(folder / "policy.json", "half")
+        os.utime(folder, (time.time() - age,) * 2)
+    write_both(params, weights, Path("other"), "new")
+    assert [path.name for path in Path("other").glob(".writing-*")] == [".writing-running"]
 
 
 def test_fresh_inputs_and_foreign_files_pass(chain):

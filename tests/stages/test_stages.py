@@ -1,7 +1,11 @@
 """The stages called as the command line calls them, on digits; the whole graph is run in tests/workflow."""
 
+import errno
+import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -221,6 +225,120 @@ def test_a_changed_latency_table_is_refused(quick, tmp_path, monkeypatch):
     Path("ms.csv").write_text(Path("ms.csv").read_text() + "\n")
     with pytest.raises(SeamError, match="policy.json: was made from another version of ms.csv"):
         finetune(params, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, and a function that leaves so many KB of it free. Skipped where none can be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        pytest.skip("no mount here")
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+
+    def leave(kilobytes):
+        filler = place / "filler"
+        filler.unlink(missing_ok=True)
+        free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+        filler.write_bytes(b"\0" * (free - kilobytes * 1024))
+
+    yield place, leave
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def everything(folder):
+    """What is in a folder, hidden files too; nothing where there is none."""
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def test_a_full_disk_leaves_all_outputs_of_a_stage_or_none(quick, tmp_path, small_disk):
+    disk, leave = small_disk
+    weights = pretrained(quick)
+    job = Job("resnet", "uniform", "w3a3", 0)
+    sample(quick, "resnet", "uniform", weights, tmp_path / "proxy")
+    stages = {
+        "fetch": (lambda out: fetch(quick, out), 2),
+        "sample": (lambda out: sample(quick, "resnet", "uniform", weights, out), 2),
+        "search": (lambda out: search(quick, job, weights, tmp_path / "proxy/proxy.json", out), 4),
+    }
+    for name, (run, count) in stages.items():
+        failures = 0
+        for kilobytes in range(0, 400, 4):  # a page more each time
+            leave(kilobytes)
+            try:
+                run(disk / name)
+            except OSError as error:
+                failures += 1
+                assert error.errno == errno.ENOSPC and Path(error.filename).parent == disk / name
+                assert everything(disk / name) == []
+            else:
+                break
+        assert failures > 1 and len(everything(disk / name)) == count, name
+        provenance.check_inputs(quick, [path for path in (disk / name).iterdir() if "provenance" not in path.name])
+
+
+def test_a_full_or_read_only_disk_is_one_message(quick, tmp_path, small_disk):
+    disk, leave = small_disk
+    weights = pretrained(quick)
+    job = Job("resnet", "uniform", "w3a3", 0)
+    sample(quick, "resnet", "uniform", weights, tmp_path / "proxy")
+    search(quick, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    finetune(quick, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+    io.write_text("quick.yaml", yaml.safe_dump(quick.dump()))
+    model = ("--model", "resnet")
+    jobs = (*model, "--search", "uniform", "--budget", "w3a3", "--seed", "0", "--weights", str(weights))
+    policy = ("--policy", "search/policy.json")
+    stages = {
+        "fetch": (),
+        "pretrain": (*model, "--data", f"{quick.results}/data/target/manifest.json"),
+        "sample": (*model, "--search", "uniform", "--weights", str(weights)),
+        "search": (*jobs, "--proxy", "proxy/proxy.json"),
+        "finetune": (*jobs, *policy),
+        "evaluate": (*jobs, *policy, "--finetuned", "finetune/model.safetensors"),
+    }
+    leave(4)
+    for reason in ("No space left on device", "Read-only file system"):
+        for name, options in stages.items():
+            if reason.startswith("Read") and name not in ("fetch", "search"):
+                continue  # the same way as these two
+            command = [sys.executable, "-m", "seam", name, "--params", "quick.yaml", *options, "--out", disk / name]
+            done = subprocess.run(command, env=environment(ROOT), capture_output=True, text=True)
+            assert done.returncode == 2, done.stderr
+            last = done.stderr.splitlines()[-1]
+            assert last.startswith(f"seam: error: {disk / name}") and last.endswith(f": {reason}"), done.stderr
+            assert "Traceback" not in done.stderr and everything(disk / name) == []
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
+def test_a_silent_tracking_server_costs_a_search_nothing(tmp_path, monkeypatch):
+    """Left alone, MLflow asks it three times for 20 s each."""
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1)
+    weights = pretrained(params)
+    sample(params, "resnet", "seam-subset", weights, tmp_path / "proxy")
+    io.write_text("silent.yaml", yaml.safe_dump(params.dump()))
+    job = ("--search", "seam-subset", "--budget", "w3a3", "--seed", "0", "--proxy", "proxy/proxy.json")
+    command = [sys.executable, "-m", "seam", "search", "--params", "silent.yaml", "--model", "resnet"]
+    command += ["--weights", str(weights), *job]
+    walls, costs = [], []
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listening:
+        for name in ("without", "silent"):
+            more = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{listening.getsockname()[1]}"} if walls else {}
+            start = time.monotonic()
+            environ = {**environment(ROOT), **more}
+            done = subprocess.run([*command, "--out", name], env=environ, capture_output=True, text=True)
+            walls.append(time.monotonic() - start)
+            assert done.returncode == 0, done.stderr
+            costs.append(io.read_json(f"{name}/cost.json")["seconds"])
+    assert "live logging to MLflow stopped (no answer)" in done.stderr
+    assert walls[1] < walls[0] + 20  # importing MLflow, and at most five seconds of waiting
+    assert costs[1] < costs[0] + 10
+    policies = [io.read_json(f"{name}/policy.json")["layers"] for name in ("without", "silent")]
+    assert policies[0] == policies[1]
 
 
 def test_what_needs_no_network_loads_no_torch(quick, tmp_path, monkeypatch):

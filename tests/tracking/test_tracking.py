@@ -18,6 +18,7 @@ from seam.errors import SeamError
 from seam.experiment.params import Job, MLflow, Params
 from seam.experiment.results import load
 from seam.io import read_csv, read_json, write_json
+from seam.runtime.meter import Meter
 from seam.stages.claims import claims as claims_stage
 from seam.stages.log import log as log_stage
 from seam.stages.report import report as report_stage
@@ -219,9 +220,10 @@ def test_live_without_a_server_does_nothing_and_loads_nothing(tmp_path):
     script = f"""
 import json, sys
 from seam.experiment.params import Job, parse_params
+from seam.runtime.meter import Meter
 from seam.tracking.live import live
 params = parse_params(json.loads({params.model_dump_json()!r}))
-with live(params, Job("a", "near", "w3a3", 0), "search") as logger:
+with live(params, Job("a", "near", "w3a3", 0), "search", Meter(None)) as logger:
     logger.log(0, loss=1.0)
 print("mlflow" in sys.modules)"""
     assert fresh_python(script).strip() == "False"
@@ -264,7 +266,7 @@ def server(tmp_path_factory):
 
 
 def replay(params, job, stage, rows, first=0):
-    with live(params, job, stage) as logger:
+    with live(params, job, stage, Meter(None)) as logger:
         for row in rows:
             if int(row["step"]) >= first:
                 values = {k: float(v) for k, v in row.items() if k not in NO_CURVE}
@@ -272,8 +274,9 @@ def replay(params, job, stage, rows, first=0):
 
 
 @pytest.fixture
-def served(shared, server):
+def served(shared, server, monkeypatch):
     """The shared results with the server as store, and an experiment of the test's own."""
+    monkeypatch.setattr("seam.tracking.live.PATIENCE", 60)  # on a busy machine a server may need more than a job waits
     return stored(shared[0], server, secrets.token_hex(4))
 
 
@@ -286,7 +289,7 @@ def test_live_run_is_completed_by_the_log_stage(tmp_path, served):
     class Killed(Exception):
         pass
 
-    with pytest.raises(Killed), live(params, job, "search") as logger:
+    with pytest.raises(Killed), live(params, job, "search", Meter(None)) as logger:
         for row in search[:4]:
             logger.log(int(row["step"]), loss=float(row["loss"]), budget=float(row["budget"]))
         raise Killed
@@ -322,7 +325,7 @@ def test_live_run_is_completed_by_the_log_stage(tmp_path, served):
 def test_live_run_of_older_results_is_replaced(tmp_path, served):
     params = served
     job = Job("a", "near", "w3a3", 0)
-    with live(params, job, "search") as logger:
+    with live(params, job, "search", Meter(None)) as logger:
         logger.log(0, loss=77.0)
     store = Store(params.mlflow.uri, params.mlflow.experiment)
     (old,) = store.runs(job.name)
@@ -336,7 +339,7 @@ def test_a_stage_that_starts_again_starts_a_new_live_run(served):
     params = served
     job = Job("a", "near", "w3a3", 0)
     for loss in (3.0, 2.0):
-        with live(params, job, "search") as logger:
+        with live(params, job, "search", Meter(None)) as logger:
             logger.log(0, loss=loss)
             logger.log(1, loss=loss / 2)
     store = Store(params.mlflow.uri, params.mlflow.experiment)
@@ -349,12 +352,57 @@ def test_a_dead_server_does_not_stop_the_training(tmp_path):
     steps = 0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with live(params, Job("a", "near", "w3a3", 0), "search") as logger:
+        with live(params, Job("a", "near", "w3a3", 0), "search", Meter(None)) as logger:
             for step in range(5):
                 logger.log(step, loss=1.0)
                 steps += 1
     assert steps == 5
     assert sum("live logging to MLflow stopped" in str(w.message) for w in caught) == 1
+
+
+@pytest.fixture
+def silent_server():
+    """URI of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_holds_up_a_job_for_five_seconds_at_most(tmp_path, silent_server):
+    """And its seconds are not the job's own."""
+    params = stored(make_params(tmp_path / "r"), silent_server)
+    script = f"""
+import json, time, warnings
+from seam.experiment.params import Job, parse_params
+from seam.runtime.meter import Meter
+from seam.tracking.live import live
+params, meter = parse_params(json.loads({params.model_dump_json()!r})), Meter(None)
+own = meter.seconds()
+with live(params, Job("a", "near", "w3a3", 0), "search", meter) as logger:
+    start = time.monotonic()
+    for step in range(1000):
+        logger.log(step, loss=1.0)
+    training = time.monotonic() - start
+print(training, time.monotonic() - start, meter.seconds() - own, meter.seconds_aside)
+"""
+    start = time.monotonic()
+    training, whole, seconds, aside = map(float, fresh_python(script).split())
+    assert training < 1 and seconds < 1.5
+    assert 4 < whole < 7 and aside > 4
+    assert time.monotonic() - start < 40  # the exit does not wait for the server: left alone, it takes a minute
+
+
+def test_time_that_a_server_has_kept_silent_before_the_end_is_not_waited_again(tmp_path, silent_server):
+    params = stored(make_params(tmp_path / "r"), silent_server)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with live(params, Job("a", "near", "w3a3", 0), "search", Meter(None)) as logger:
+            logger.log(0, loss=1.0)
+            time.sleep(5.5)
+            start = time.monotonic()
+    assert time.monotonic() - start < 2
+    assert [str(w.message) for w in caught] == [
+        "live logging to MLflow stopped (no answer); the log stage adds the rest"
+    ]
 
 
 def test_log_of_the_real_run(smoke_results):
