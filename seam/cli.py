@@ -248,8 +248,10 @@ def main() -> None:
     """Run the command line; a SeamError becomes one message on stderr and exit code 2."""
     from seam.errors import SeamError
     from seam.runtime.cores import quiet_collector
+    from seam.training.stop import exit_within
 
     quiet_collector()
+    exit_within(8.0)
     names = {command.callback.__name__ for command in stages.registered_commands}
     staged = sys.argv[1:2] and sys.argv[1] in names and any(a.split("=")[0] == "--params" for a in sys.argv[2:])
     try:

@@ -144,12 +144,13 @@ def finetune(
     _limit(threads)
     from seam import io
     from seam import tool as api
+    from seam.stages.resume import forget
 
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
     quantized = api.calibrate(api.quantize(network, policy), images, device=device)
     settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, epochs, batch_size, lr, batch_norm, seed]
-    resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.pt")
+    resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.safetensors")
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "batch_norm": batch_norm}
     an_epoch = len(images) // min(batch_size, len(images))
     if epochs * an_epoch < FEW_STEPS:
@@ -160,7 +161,7 @@ def finetune(
     history = api.finetune(quantized, images, **options, seed=seed, resume=resume, device=device)
     after = held and api.evaluate(quantized, held, device=device)
     io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
-    resume.unlink(missing_ok=True)
+    forget(resume)
     first, last = history[0], history[-1]
     typer.echo(
         f"finetune: {about['name']}, {len(images)} images, {last['step']} steps, "

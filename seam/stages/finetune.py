@@ -29,7 +29,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
         start = quantized(params, job.model, weights, policy, device)
     resume = resume_file(params, "finetune", job._asdict(), [weights, policy])
     with live(params, job, "finetune") as log:
-        more = {"live": log.log, "label": f"finetune {job.name}"}
+        more = {"live": log.log, "label": f"finetune {job.name}", "section": "finetune"}
         history = train_supervised(start.network, settings, start.train, job.seed, device, meter, resume=resume, **more)
     io.save_tensors(out / "model.safetensors", start.network.state_dict())
     io.write_csv(out / "history.csv", history, COLUMNS)
