@@ -1,12 +1,12 @@
 import pytest
 import torch
+from digit_training import CPU, network, trained
 
 from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.models.build import build
 from seam.models.find import find_layers
 from seam.quant.apply import calibrate, quantize
-from seam.quant.kernels import use_kernels
 from seam.runtime.meter import Meter
 from seam.settings import Finetune, Model, Training
 from seam.training import loop
@@ -15,28 +15,6 @@ from seam.training.loop import fit
 from seam.training.optimizers import Group
 from seam.training.supervised import cross_entropy, training_groups
 from seam.training.supervised import train as train_supervised
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    use_kernels("eager")
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("data")
-    return load("digits", root, "train"), load("digits", root, "test")
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return build(Model(name="test_resnet"), 10, 1)
-
-
-def trained(model, images, epochs=2, resume=None, live=lambda step, **m: None, seed=0, meter=None):
-    groups = training_groups(model, Training(epochs=epochs, lr=0.05))
-    loss = cross_entropy(model)
-    meter = meter or Meter(CPU)
-    return fit(model, loss, images, epochs, 64, groups, seed, CPU, meter, True, resume, live)
 
 
 def test_it_learns_digits(images):
