@@ -6,14 +6,13 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from engines import REPOSITORY, environment
+from engines import REPOSITORY
+from killable import start
 
 from seam.experiment.params import Job, load_params
 from seam.stages.fetch import fetch
@@ -23,10 +22,6 @@ from seam.stages.sample import sample
 from seam.stages.search import search
 
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
-# The command line with a checkpoint at every row, not every minute.
-COMMAND = (
-    "import sys; from seam.training import loop; loop._CHECKPOINT_SECONDS = 0.0; from seam.cli import main; main()"
-)
 JOB = ("--params", "params.yaml", "--model", "resnet", "--search", "joint", "--budget", "w3a3", "--seed", "0")
 STAGES = {
     "pretrain": ("--model", "resnet", "--data", "manifest/manifest.json"),
@@ -57,13 +52,6 @@ def place(tmp_path_factory):
         search(params, job, weights, Path("proxy/proxy.json"), Path("search"))
         finetune(params, job, weights, Path("search/policy.json"), Path("finetune"))
     return root
-
-
-def start(root, *arguments):
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = {**environment(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    # In a group of its own: a terminal's Ctrl-C would reach all of it.
-    return subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], cwd=root, env=env, process_group=0, **options)
 
 
 def checkpoints(root):
@@ -98,26 +86,25 @@ def content(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_a_killed_stage_ends_the_same(place, stage, signals):
-    out = f"killed/{stage}"
+    out, log = f"killed/{stage}", place / f"{stage}.log"
     for signum in signals:
         before = checkpoints(place)
-        process = start(place, stage, *STAGES[stage], "--out", out)
-        while process.poll() is None and checkpoints(place) == before:
+        process = start(place, log, stage, *STAGES[stage], "--out", out)
+        while process.is_alive() and checkpoints(place) == before:
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.2))
         sent = time.monotonic()
-        os.killpg(process.pid, signum)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == SIGNALS[signum], err
+        os.kill(process.pid, signum)
+        process.join(60)
+        said = log.read_text()
+        assert process.exitcode == SIGNALS[signum], said
         if signum != signal.SIGKILL:
             assert time.monotonic() - sent < 10
-            said = [line for line in err.splitlines() if line.startswith("seam:")]
-            assert re.fullmatch(r"seam: stopped at step \d+; the same command goes on from there", *said)
-        assert "Traceback" not in err and not (place / out / "provenance.json").exists()
-        assert checkpoints(place)
-    process = start(place, stage, *STAGES[stage], "--out", out)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0 and "seam:" not in err, err
+            assert re.fullmatch(r"seam: stopped at step \d+; the same command goes on from there\n", said)
+        assert not (place / out / "provenance.json").exists() and checkpoints(place)
+    process = start(place, log, stage, *STAGES[stage], "--out", out)
+    process.join(600)
+    assert process.exitcode == 0 and re.fullmatch(rf"{stage}: .*\n", log.read_text()), log.read_text()
     assert content(place / out) == content(place / stage)
     assert not list((place / "results/.resume").iterdir())
     cost, whole = (json.loads((place / folder / "cost.json").read_text()) for folder in (out, stage))
