@@ -103,7 +103,7 @@ def count_on_grid(model, x) -> int:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    from seam.models.groups import WEIGHTED, layer_input, weight_argument
+    from seam.models.shared_inputs import WEIGHTED, layer_input, weight_argument
 
     class Count(TorchFunctionMode):
         uses = 0

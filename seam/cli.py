@@ -252,8 +252,10 @@ def main() -> None:
     closes the pipe (`| head`) ends it quietly."""
     from seam.errors import SeamError
     from seam.runtime.cores import quiet_collector
+    from seam.training.stop import exit_within
 
     quiet_collector()
+    exit_within(8.0)
     names = {command.callback.__name__ for command in stages.registered_commands}
     staged = sys.argv[1:2] and sys.argv[1] in names and any(a.split("=")[0] == "--params" for a in sys.argv[2:])
     with contextlib.suppress(AttributeError):  # None where it is closed

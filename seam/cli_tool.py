@@ -148,6 +148,7 @@ def finetune(
     _limit(threads)
     from seam import io
     from seam import tool as api
+    from seam.stages.resume import forget
 
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
@@ -160,7 +161,7 @@ def finetune(
         "distillation": distillation,
     }
     settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, options, seed]
-    resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.pt")
+    resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.safetensors")
     an_epoch = len(images) // min(batch_size, len(images))
     if epochs * an_epoch < FEW_STEPS:
         more = f"--epochs {-(-FEW_STEPS // an_epoch)}, or a smaller --batch-size, would be more"
@@ -170,7 +171,7 @@ def finetune(
     history = api.finetune(quantized, images, **options, teacher=network, seed=seed, resume=resume, device=device)
     after = held and api.evaluate(quantized, held, device=device)
     io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
-    resume.unlink(missing_ok=True)
+    forget(resume)
     first, last = history[0], history[-1]
     typer.echo(
         f"finetune: {about['name']}, {len(images)} images, {last['step']} steps, "

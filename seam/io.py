@@ -48,6 +48,11 @@ def make_folder(path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path)) from None
 
 
+def temporary_prefix(path: Path) -> str:
+    """How the names begin of the files that `write_atomic` makes on the way to `path`; a kill leaves one behind."""
+    return f".{path.stem}.tmp-"
+
+
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     """Call `write(temporary path)` in the target's folder, then rename: readers see the old file or the new one.
 
@@ -56,7 +61,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
     path = Path(path)
     with named(path):
         make_folder(path.parent)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix(path), suffix=path.suffix)
         os.close(handle)
         try:
             write(Path(temporary))

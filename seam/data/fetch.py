@@ -9,9 +9,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from seam import io
+from seam.data.datasets import DATASETS, DatasetInfo
 from seam.data.files import FilesReader, class_folders, folder_reader, torchvision_reader
 from seam.data.readers import SPLITS, CifarReader, DigitsReader, IdxReader, Reader
-from seam.data.registry import DATASETS, DatasetInfo
 from seam.data.sources import from_debian, from_torchvision, say
 from seam.errors import SeamError, unknown
 
@@ -195,7 +195,7 @@ def _manifest(info: DatasetInfo, reader: Reader, path: str | Path | None, source
     mean, std = moments(pixels)
     gray = {}
     if reader.channels == 3:
-        from seam.data.sets import luma
+        from seam.data.image_sets import luma
 
         luma_mean, luma_std = moments(luma(pixels))
         gray = {"luma": {"mean": luma_mean, "std": luma_std}}
@@ -219,7 +219,7 @@ def _train_pixels(reader: Reader) -> np.ndarray:
     arrays = reader.arrays("train")
     if arrays is not None:
         return arrays.pixels
-    from seam.data.filesets import read_sample
+    from seam.data.file_sets import read_sample
 
     return read_sample(reader.files("train"), reader.image_size, reader.channels, MOMENT_IMAGES)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seam.data.datasets import DatasetInfo
 from seam.data.decode import is_deep, open_image, read_image, unreadable
 from seam.data.readers import SPLITS, Arrays, Files, Reader
-from seam.data.registry import DatasetInfo
 from seam.errors import SeamError
 from seam.runtime.progress import progress
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seam.data.datasets import DATASETS
 from seam.data.fetch import known, opened, parts
+from seam.data.file_sets import FileSet, prepare_as_trained
 from seam.data.files import folder_reader, list_images, subfolders
-from seam.data.filesets import FileSet, prepare_as_trained
-from seam.data.registry import DATASETS
-from seam.data.sets import ImageSet, TensorSet, luma, resize_pixels
+from seam.data.image_sets import ImageSet, TensorSet, luma, resize_pixels
 from seam.errors import SeamError
 
 IN_MEMORY_BYTES = 512 << 20  # a set that a larger image_size would make larger than this is resized batch by batch

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seam.data.registry import DatasetInfo
+from seam.data.datasets import DatasetInfo
 from seam.errors import SeamError
 
 SPLITS = ("train", "test")

@@ -16,8 +16,8 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from seam.data.datasets import DatasetInfo
 from seam.data.readers import content, find_idx
-from seam.data.registry import DatasetInfo
 from seam.errors import SeamError
 from seam.io import write_atomic
 

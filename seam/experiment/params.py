@@ -334,7 +334,7 @@ def _check_searches(params: Params, where: str) -> None:
 
 
 def _check_references(params: Params, where: str) -> None:
-    from seam.data.registry import DATASETS
+    from seam.data.datasets import DATASETS
     from seam.search.interface import METHODS
 
     for key, names, known in (

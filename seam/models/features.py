@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seam.models.find import classifier_layer
-from seam.models.groups import layer_input
+from seam.models.shared_inputs import layer_input
 
 
 def feature_count(model: nn.Module) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from seam.errors import SeamError
-from seam.models.groups import REFUSALS, Readers, run_once, watch, weight_parameter
 from seam.models.layers import Layer, settle
+from seam.models.shared_inputs import REFUSALS, Readers, run_once, watch, weight_parameter
 
 
 def default_input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -18,7 +18,7 @@ def find_layers(model: nn.Module, size: tuple[int, int, int]) -> list[Layer]:
     """Convolutions and linear layers (with their subclasses) in order of execution, for an input of `size` (C, H, W).
 
     The first one executed and the classifier are fixed at 8/8, the usual convention. A layer whose weight a parent
-    applies itself (BEiT's qkv) counts as a layer. `seam.models.groups` says how layers are grouped.
+    applies itself (BEiT's qkv) counts as a layer. `seam.models.shared_inputs` says how layers are grouped.
 
     Layers that the forward pass never uses are left out. So is what is neither nn.Conv2d nor nn.Linear (recurrent
     cells, 1-D, 3-D and transposed convolutions, nn.MultiheadAttention, bare parameters) or has a weight made of several

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from seam.models.groups import layer_input, run_once, weight_parameter
+from seam.models.shared_inputs import layer_input, run_once, weight_parameter
 
 _Taps = Sequence[tuple[int, int]]  # the first and the last tap that meet pixels, along each axis
 # nn.Conv2d keeps its padding in the last form too, for padding modes other than zeros.

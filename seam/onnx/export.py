@@ -25,7 +25,7 @@ from seam.errors import SeamError
 from seam.io import sha256, write_atomic, write_json
 from seam.onnx.parity import check_parity, parity, quantized_input, session
 from seam.quant.apply import input_quantizers
-from seam.quant.modules import Quantizer, weight_quantizer
+from seam.quant.quantizer import Quantizer, weight_quantizer
 
 __all__ = ["check_parity", "export", "export_verified", "parity"]
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from seam.errors import SeamError, did_you_mean
 from seam.models.find import find_layers
-from seam.models.groups import watch
 from seam.models.layers import FLOAT_BITS, Layer, check_ties, group_names
 from seam.models.padding_taps import without_unreached_taps
+from seam.models.shared_inputs import watch
 from seam.policy.file import fit_policy, policy_layers
-from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
+from seam.quant.quantizer import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
 
 
 def quantize(
@@ -25,7 +25,7 @@ def quantize(
 ) -> nn.Module:
     """Fake-quantize layers in place: weights per output channel, inputs per tensor; returns the model, trainable.
 
-    Each layer keeps its own forward (`seam.quant.modules`). Weight steps are set here from the weights; call
+    Each layer keeps its own forward (`seam.quant.quantizer`). Weight steps are set here from the weights; call
     `calibrate` to set input steps from data. A layer's quantizers are `weight_quantizer(layer)` and
     `layer.input_quantizer`; layers of one group share the latter, and the state dict holds it under the first.
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from seam.errors import SeamError
-from seam.models.groups import run_once
+from seam.models.shared_inputs import run_once
 
 
 class _Deferred:

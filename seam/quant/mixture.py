@@ -22,7 +22,7 @@ from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
 from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
 from seam.quant.fused_activations import take
-from seam.quant.modules import Quantizer, attach, channel_samples, check_weight, standardize
+from seam.quant.quantizer import Quantizer, attach, channel_samples, check_weight, standardize
 
 
 class _MixedWeight(nn.Module):

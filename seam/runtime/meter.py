@@ -6,12 +6,14 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+_COUNTS = ("images", "forwards", "steps", "epochs")
 
 
 class Meter:
@@ -34,21 +36,30 @@ class Meter:
         self.kernels = "none"
         self.seconds_once = 0.0  # compiling kernels: done once on a machine, so that no job's seconds hold it
         self.seconds_aside = 0.0  # of `aside`
-        self.parts: dict[str, float] = {}
+        self.parts: dict[str, float] = {"start": 0.0}
+        self._part, self._since = "start", 0.0  # the part that is going on, and the second in which it began
         # Seconds since the process started, so that the imports before this line count too.
         self._start = time.perf_counter() - _process_age()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to the named part, without those that it adds to `seconds_once` or sets aside."""
-        start, once, aside = time.perf_counter(), self.seconds_once, self.seconds_aside
+        """Count the block's seconds as the named part, without those that it adds to `seconds_once` or sets aside.
+
+        A part within a part interrupts it, and what is in no part is "start": the parts sum to `seconds()`.
+        """
+        outer = self._part
+        self._turn_to(name)
         try:
             yield
         finally:
             if self._cuda:
                 self._cuda.synchronize(self.device)
-            spent = time.perf_counter() - start - (self.seconds_once - once) - (self.seconds_aside - aside)
-            self.parts[name] = self.parts.get(name, 0.0) + spent
+            self._turn_to(outer)
+
+    def _turn_to(self, part: str) -> None:
+        now = self.seconds()
+        self.parts[self._part] = self.parts.get(self._part, 0.0) + now - self._since
+        self._part, self._since = part, now
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -64,13 +75,28 @@ class Meter:
         self.images += images
         self.forwards += images * forwards
 
-    def add_earlier(self, seconds: float) -> None:
-        """Count the seconds of an earlier process whose checkpoint this one resumes."""
-        self._start -= seconds
-        self.parts["earlier"] = seconds
+    def state(self) -> dict[str, Any]:
+        """All that was counted so far, for a checkpoint (JSON)."""
+        self._turn_to(self._part)
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "seconds": self._since, "seconds_once": self.seconds_once, "parts": dict(self.parts)}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """Take up the `state` of an earlier process, at its checkpoint.
+
+        Each second whose work was kept counts once. The earlier process's seconds count up to its checkpoint, this
+        one's from here on: what the earlier one did after its checkpoint is done again, and what this one did until
+        here (imports, setup) the earlier one did before. So a job that was cut off costs what it would have cost in
+        one go. Compiling is the exception: whichever process did it, it was done once.
+        """
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        self.seconds_once += state["seconds_once"]
+        self.parts, self._since = dict(state["parts"]), state["seconds"]
+        self._start += self.seconds() - state["seconds"]
 
     def seconds(self) -> float:
-        """Seconds since this process started, plus those of the runs it resumes, without `seconds_once` and `aside`."""
+        """Seconds since process start, less `seconds_once` and `aside`; after `go_on_from` of one run in one go."""
         return time.perf_counter() - self._start - self.seconds_once - self.seconds_aside
 
     def peak_memory_mb(self) -> float:
@@ -84,10 +110,9 @@ class Meter:
 
         Compiling kernels is not in `seconds` and its `parts`, but in `seconds_once`.
         """
-        seconds = self.seconds()
-        parts = {"start": max(seconds - sum(self.parts.values()), 0.0), **self.parts}
+        state = self.state()
         return {
-            "seconds": round(seconds, 3),
+            "seconds": round(state["seconds"], 3),
             "seconds_once": round(self.seconds_once, 3),
             "images": self.images,
             "steps": self.steps,
@@ -99,7 +124,7 @@ class Meter:
             "device_name": self._cuda.get_device_name(self.device) if self._cuda else processor_name(),
             "threads": self._threads,
             "kernels": self.kernels,
-            "parts": {name: round(value, 3) for name, value in parts.items()},
+            "parts": {name: round(value, 3) for name, value in state["parts"].items()},
             **extra,
         }
 

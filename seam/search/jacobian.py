@@ -37,10 +37,10 @@ from torch.nn.utils import parametrize
 from seam.errors import SeamError, unknown
 from seam.models.features import capture_features, extract_features
 from seam.models.find import classifier_layer
-from seam.models.groups import watch, weight_parameter
+from seam.models.shared_inputs import watch, weight_parameter
 from seam.quant.apply import input_samples
 from seam.quant.functional import initial_steps, integer_bounds
-from seam.quant.modules import attach, channel_samples, check_weight, standardize
+from seam.quant.quantizer import attach, channel_samples, check_weight, standardize
 from seam.runtime.progress import progress
 from seam.search.problem import Problem
 

@@ -43,8 +43,8 @@ def parameter_groups(net: Mixture, settings: SearchSettings) -> list[Group]:
     weights = [p for p in net.parameters() if id(p) not in special]
     return [
         Group(weights, settings.lr, "sgd", settings.weight_decay),
-        Group(log_steps, settings.step_lr, "adam"),
-        Group(logits, settings.logit_lr, "adam", schedule="constant"),
+        Group(log_steps, settings.step_lr, "adam", key="step_lr"),
+        Group(logits, settings.logit_lr, "adam", schedule="constant", key="logit_lr"),
     ]
 
 
@@ -87,6 +87,7 @@ def preferences(problem: Problem) -> np.ndarray:
             resume=problem.resume,
             live=problem.live,
             label="search",
+            section="search",
         )
     net.temperature = settings.temperature
     net.refresh()
@@ -109,6 +110,7 @@ def _warm_up(problem: Problem) -> None:
         seed=problem.seed,
         device=problem.device,
         meter=problem.meter,
-        resume=problem.resume and problem.resume.with_suffix(".warmup.pt"),
+        resume=problem.resume and problem.resume.with_suffix(".warmup.safetensors"),
         label="warm-up",
+        section="search",
     )

@@ -38,7 +38,7 @@ class Problem:
             the method asks for it (`seam.search`); the method may change it. None, and no device either, for a method
             that needs no network and sees no data.
         layers: all quantizable layers, MACs at the target's input size.
-        images: the proxy's training images (seam.data.sets.ImageSet); None for methods that see no data.
+        images: the proxy's training images (seam.data.image_sets.ImageSet); None for methods that see no data.
         budgets: linear limits over the searchable layers; the first one is the one to be spent.
         resume: file for checkpoints.
         history: rows for history.csv, filled by the method.
@@ -125,7 +125,7 @@ def _at_size(model: nn.Module, images: Any) -> tuple[nn.Module, Any]:
     SeamError: the model does not take the size, and the images cannot be enlarged.
     """
     from seam.models.find import default_input_size
-    from seam.models.groups import REFUSALS, run_once
+    from seam.models.shared_inputs import REFUSALS, run_once
 
     try:
         fitted = model

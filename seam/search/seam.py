@@ -87,8 +87,8 @@ def preferences(problem: Problem) -> np.ndarray:
             batch_size=settings.batch_size,
             augment=settings.augment,
             groups=[
-                Group(steps, settings.step_lr, "adam"),
-                Group(logits, settings.logit_lr, "adam", schedule="constant"),
+                Group(steps, settings.step_lr, "adam", key="step_lr"),
+                Group(logits, settings.logit_lr, "adam", schedule="constant", key="logit_lr"),
             ],
             seed=problem.seed,
             device=device,
@@ -96,6 +96,7 @@ def preferences(problem: Problem) -> np.ndarray:
             resume=problem.resume,
             live=problem.live,
             label="search",
+            section="search",
             frozen=[problem.model],
         )
     net.temperature = settings.temperature

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from seam.models.features import capture_features
 from seam.quant.apply import calibrate, quantize
-from seam.quant.modules import weight_quantizer
+from seam.quant.quantizer import weight_quantizer
 from seam.runtime.progress import progress
 from seam.search.problem import Problem
 

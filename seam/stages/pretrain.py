@@ -42,8 +42,8 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     history: list[dict[str, Any]] = []
     resume = resume_file(params, "pretrain", {"model": model}, inputs)
     if spec.from_scratch or spec.train:
-        label = f"pretrain {model}"
-        history = train_supervised(network, settings, train, settings.seed, device, meter, resume=resume, label=label)
+        more = {"resume": resume, "label": f"pretrain {model}", "section": "pretrain"}
+        history = train_supervised(network, settings, train, settings.seed, device, meter, **more)
     with meter.part("evaluate"):
         metrics = evaluate(network, test, params.evaluate.batch_size, device)
     channels, *_ = size = target.size

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam.data.registry import DATASETS
+from seam.data.datasets import DATASETS
 from seam.errors import SeamError
 from seam.models.find import default_input_size
 
@@ -26,7 +26,7 @@ def open_images(
     image_size: int | None = None,
     data_root: str | Path = "data",
 ) -> Any:
-    """Images as `model` wants them, a seam.data.sets.ImageSet: its channels, mean and standard deviation, and, for
+    """Images as `model` wants them, a seam.data.image_sets.ImageSet: its channels, mean and deviation, and, for
     folders, the centre crop and the interpolation that timm states for it.
 
     Args:

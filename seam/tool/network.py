@@ -57,7 +57,7 @@ def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
     SeamError: they are another model's, or were tuned under other bits (their shapes do not tell).
     """
     from seam.io import load_tensors
-    from seam.quant.modules import Quantizer
+    from seam.quant.quantizer import Quantizer
 
     state = load_tensors(weights)
     for name, module in model.named_modules():

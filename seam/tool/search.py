@@ -122,7 +122,7 @@ def search(
 
 def _proxy(images: Any, model: nn.Module, method: Any, settings: Mapping[str, Any]) -> Any:
     """The images that a search looks at, in memory, class-balanced where there are more than it needs."""
-    from seam.data.sets import in_memory
+    from seam.data.image_sets import in_memory
     from seam.search.interface import image_count
 
     images = images if images is not None else open_images(None, model)

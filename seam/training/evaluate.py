@@ -6,16 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seam.errors import SeamError
 from seam.models.features import capture_features
 from seam.runtime.process import loader_workers
 from seam.runtime.progress import progress
+from seam.training.divergence import first_infinite_layer, not_finite
 from seam.training.margin import class_margin
 
 
 def evaluate(
     model: nn.Module, images: Any, batch_size: int, device: torch.device, label: str = "evaluate"
 ) -> dict[str, float]:
-    """Top-1 and top-5 (percent), loss and class margin over all images of a seam.data.loaders.ImageSet."""
+    """Top-1 and top-5 (percent), loss and class margin over all images of a seam.data.loaders.ImageSet.
+
+    SeamError: they are not finite.
+    """
     return evaluate_each(model, images, batch_size, device, label)[0]
 
 
@@ -44,4 +49,10 @@ def evaluate_each(
         "loss": round(loss.item() / count, 6),
         "class_margin": round(class_margin(torch.cat(features), torch.cat(labels)), 6),
     }
+    if wrong := not_finite(metrics):
+        layer = first_infinite_layer(model, lambda: model(x))
+        raise SeamError(
+            f"{label}: the network's outputs are not finite ({wrong}{', first in layer ' * bool(layer)}{layer}); its "
+            "training diverged: lower its learning rate"
+        )
     return metrics, right

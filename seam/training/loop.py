@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seam.errors import SeamError
 from seam.runtime.meter import Meter
 from seam.runtime.process import loader_workers
 from seam.runtime.progress import progress
-from seam.training.checkpoint import _restore, _save
+from seam.training.checkpoint import Checkpoints, Run
+from seam.training.divergence import diverged, first_infinite_layer, infinite_tensors, layer_name, not_finite
 from seam.training.optimizers import Group
+from seam.training.stop import Stop
 
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -38,6 +41,7 @@ def fit(
     clip_norm: float | None = None,
     frozen: Iterable[nn.Module] = (),
     steps: int | None = None,
+    section: str = "",
 ) -> list[dict[str, Any]]:
     """Train `module` in place and return the rows of history.csv.
 
@@ -45,25 +49,30 @@ def fit(
         module: everything with state (parameters, buffers) that training changes.
         loss: (images, labels, share of all steps done) -> (scalar loss, scalars to log).
         images: a seam.data.loaders.ImageSet.
-        resume: checkpoint file, written about once a minute. If it exists, training goes on from it and ends the
-            same: the order of images and their augmentation depend on seed, epoch and position only. SeamError: it
-            is another model's, or one's on images of another size.
+        resume: checkpoint file, written about once a minute (see `Checkpoints`), and when SIGTERM or SIGINT end the
+            training (see `Stop`). If it exists, training goes on from it and ends the same: the order of images and
+            their augmentation depend on seed, epoch and position only.
         live: called with (step, **metrics) for each row of the history.
         clip_norm: the most that the gradient of the first group's parameters may have as its norm; longer ones are
             scaled down. Few-bit depthwise networks pass gradients on magnified a thousandfold.
         steps: at most so many, where the epochs have more.
         frozen: parts of the module that stay in evaluation mode: BatchNorm keeps its statistics, dropout is off.
+        section: of the parameters that the settings are in, for messages.
+
+    Raises:
+        SeamError: the training diverged; the last checkpoint stays as it was. Or the checkpoint is another model's,
+            or one's on images of another size.
+        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT ended it.
     """
     groups = [group for group in groups if group.params]
-    optimizers = [group.optimizer() for group in groups]
     batch_size = min(batch_size, len(images))
     steps_per_epoch = len(images) // batch_size  # the last, smaller batch is left out: BatchNorm needs full ones
     total = min(epochs * steps_per_epoch, steps or math.inf)
     every = max(1, steps_per_epoch // _ROWS_PER_EPOCH)
-    history: list[dict[str, Any]] = []
-    step = 0
-    if resume is not None and resume.exists():
-        step, history = _restore(resume, module, optimizers, meter)
+    run = Run(module, [group.optimizer() for group in groups], meter)
+    checkpoints = Checkpoints(resume)
+    infinite = set(infinite_tensors(module))  # as it was given; masks of attention, say
+    checkpoints.restore(run)
     last_saved = time.monotonic()
     module.train()
     for part in frozen:
@@ -71,8 +80,8 @@ def fit(
     device_type = device.type
 
     def batches() -> Iterable[tuple[int, int, Tensor, Tensor]]:
-        for epoch in range(step // steps_per_epoch, epochs):
-            skip = step % steps_per_epoch
+        for epoch in range(run.step // steps_per_epoch, epochs):
+            skip = run.step % steps_per_epoch
             torch.manual_seed(seed * 100_003 + epoch)
             loader = images.batches(
                 batch_size,
@@ -83,45 +92,80 @@ def fit(
                 workers=loader_workers(device),
                 skip=skip,
             )
-            for position, (x, y) in enumerate(loader, start=skip):
-                if epoch * steps_per_epoch + position == total:
-                    return
-                yield epoch, position, x, y
+            try:
+                for position, (x, y) in enumerate(loader, start=skip):
+                    if stop.signum is not None or epoch * steps_per_epoch + position == total:
+                        return
+                    if position == skip > 0:
+                        run.continue_random()
+                    yield epoch, position, x, y
+                    if stop.signum is not None:
+                        return
+            except Exception:
+                if stop.signum is None:  # else the loader's processes got the signal too
+                    raise
 
-    with meter.part("train"):
-        sums: dict[str, Tensor] = {}
-        count = 0
-        for epoch, position, x, y in progress(batches(), total - step, label):
-            done = step / total
-            for group, optimizer in zip(groups, optimizers, strict=True):
+    def forward(x: Tensor, y: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
+            return loss(x, y, done)
+
+    def error(what: str, step: int, layer: str) -> SeamError:
+        when = f"at step {step} of {total}, epoch {math.ceil(step / steps_per_epoch)}"
+        return diverged(label, when, what, layer, groups, section)
+
+    def save() -> bool:
+        # Weights may lose their finite values one step before the loss does; what is kept is good to go on from.
+        return not set(infinite_tensors(module)) - infinite and checkpoints.save(run)
+
+    losses: list[Tensor] = []  # of the steps since the last row
+    with meter.part("train"), Stop() as stop:
+        for epoch, position, x, y in progress(batches(), total - run.step, label):
+            done = run.step / total
+            for group, optimizer in zip(groups, run.optimizers, strict=True):
                 for entry in optimizer.param_groups:
                     entry["lr"] = group.lr * group.scale(done)
                 optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
-                value, logs = loss(x, y, done)
+            value, logs = forward(x, y, done)
+            items = {"loss": value.detach(), **{name: item.detach() for name, item in logs.items()}}
+            losses.append(items["loss"])
+            # Reading a value waits for all that a GPU was given to do: there once a row, which waits anyway, not once a
+            # step. A training that diverges there takes the rest of its row in vain; on a CPU it stops at once.
+            if device_type == "cpu" and not torch.isfinite(value):
+                layer = first_infinite_layer(module, lambda: forward(x, y, done))  # noqa: B023 (called at once)
+                raise error(not_finite({k: float(v) for k, v in items.items()}), run.step + 1, layer)
             value.backward()
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(groups[0].params, clip_norm)
-            for optimizer in optimizers:
+            for optimizer in run.optimizers:
                 optimizer.step()
-            step += 1
+            run.step += 1
             meter.steps += 1
             meter.look(len(y), forwards=3)
-            count += 1
-            for name, item in {"loss": value, **logs}.items():
-                sums[name] = sums.get(name, 0) + item.detach()
-            if (position + 1) % every == 0 or position + 1 == steps_per_epoch or step == total:
-                means = {name: float(item) / count for name, item in sums.items()}  # the only wait for the device
-                history.append({"step": step, "epoch": epoch + 1, **{k: round(v, 6) for k, v in means.items()}})
-                history[-1] |= {
-                    "lr": round(groups[0].lr * groups[0].scale(done), 8),
-                    "seconds": round(meter.seconds(), 2),
-                }
-                live(step, **means)
-                sums, count = {}, 0
-                if resume is not None and time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
-                    _save(resume, step, history, module, optimizers, meter)
-                    last_saved = time.monotonic()
+            run.count += 1
+            for name, item in items.items():
+                run.sums[name] = run.sums.get(name, 0) + item
+            if (position + 1) % every and position + 1 < steps_per_epoch and run.step < total:
+                continue
+            means = {name: float(item) / run.count for name, item in run.sums.items()}  # the only wait for the device
+            row = {"step": run.step, "epoch": epoch + 1, **{k: round(v, 6) for k, v in means.items()}}
+            row |= {"lr": round(groups[0].lr * groups[0].scale(done), 8), "seconds": round(meter.seconds(), 2)}
+            if wrong := not_finite(row):
+                finite = torch.isfinite(torch.stack(losses)).tolist()
+                first = finite.index(False) + 1 if False in finite else len(losses)
+                layer = first_infinite_layer(module, lambda: forward(x, y, done))  # noqa: B023 (called at once)
+                raise error(wrong, run.step - len(losses) + first, layer)
+            run.history.append(row)
+            live(run.step, **means)
+            run.sums, run.count = {}, 0
+            losses.clear()
+            if resume is not None and time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
+                save()
+                last_saved = time.monotonic()
+        if stop.signum is not None:
+            kept = "the same command goes on from there" if save() else "no checkpoint of it was written"
+            stop.leave(f"stopped at step {run.step}; {kept}")
+        if wrong := [name for name in infinite_tensors(module) if name not in infinite]:
+            raise error("the weights are not finite", total, layer_name(wrong[0]))
     meter.epochs += math.ceil(total / steps_per_epoch)
     module.eval()
-    return history
+    return run.history

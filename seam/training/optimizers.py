@@ -41,7 +41,7 @@ class _SGD(torch.optim.SGD):
 
 @dataclass
 class Group:
-    """Parameters with an optimizer of their own."""
+    """Parameters with an optimizer of their own. `key`: the setting that `lr` comes from, for messages."""
 
     params: list[nn.Parameter]
     lr: float
@@ -49,6 +49,7 @@ class Group:
     weight_decay: float = 0.0
     momentum: float = 0.9
     schedule: Literal["cosine", "constant"] = "cosine"
+    key: str = "lr"
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Fused SGD with Nesterov momentum, or fused Adam; weight decay spares biases and norm parameters."""

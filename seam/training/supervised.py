@@ -101,5 +101,5 @@ def training_groups(model: nn.Module, settings: Training) -> list[Group]:
     rest = [p for p in model.parameters() if id(p) not in known]
     groups = [Group(rest, settings.lr, "sgd", settings.weight_decay, settings.momentum)]
     if isinstance(settings, Finetune):
-        groups.append(Group(steps, settings.step_lr, "adam"))
+        groups.append(Group(steps, settings.step_lr, "adam", key="step_lr"))
     return groups

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seam.data.datasets import DATASETS
 from seam.data.decode import read_image
 from seam.data.fetch import fetch
 from seam.data.files import folder_reader
 from seam.data.loaders import load, open_folder
-from seam.data.registry import DATASETS
 from seam.errors import SeamError
 
 RAMP = np.linspace(0, 65535, 1024).round().astype(np.uint16).reshape(32, 32)

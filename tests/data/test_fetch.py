@@ -19,8 +19,8 @@ import torchvision.datasets
 from sklearn.datasets import load_digits
 
 from seam.data import sources
+from seam.data.datasets import DATASETS
 from seam.data.fetch import fetch
-from seam.data.registry import DATASETS
 from seam.data.sources import from_debian, from_torchvision
 from seam.errors import SeamError
 
@@ -42,7 +42,7 @@ sys.exit(2 if failed else 0)
 AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from seam.data.registry import DATASETS
+from seam.data.datasets import DATASETS
 from seam.data.sources import from_debian
 base = Path(sys.argv[1])
 if os.geteuid() == 0:

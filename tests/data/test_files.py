@@ -13,11 +13,11 @@ import torchvision.datasets
 from digit_images import save
 from PIL import Image
 
+from seam.data.datasets import DATASETS
 from seam.data.fetch import fetch
 from seam.data.files import read_image
 from seam.data.loaders import FileSet, TensorSet, load
 from seam.data.readers import DigitsReader
-from seam.data.registry import DATASETS
 from seam.errors import SeamError
 
 TRAIN, TEST = 40, 20

@@ -23,7 +23,7 @@ from seam.io import read_json, sha256, write_json
 from seam.models.find import find_layers
 from seam.onnx.export import check_parity, export, export_verified, parity
 from seam.quant.apply import calibrate, input_quantizers, quantize
-from seam.quant.modules import weight_quantizer
+from seam.quant.quantizer import weight_quantizer
 
 CPU = torch.device("cpu")
 MODELS = {  # name: options

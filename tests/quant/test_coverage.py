@@ -12,13 +12,13 @@ from seam.errors import SeamError
 from seam.models.build import build
 from seam.models.features import capture_features, feature_count
 from seam.models.find import classifier_layer, find_layers
-from seam.models.groups import watch
+from seam.models.shared_inputs import watch
 from seam.policy.assign import assign
 from seam.policy.budget import parse_budget
 from seam.quant.apply import calibrate, quantize
 from seam.quant.kernels import use_kernels
 from seam.quant.mixture import Mixture
-from seam.quant.modules import weight_quantizer
+from seam.quant.quantizer import weight_quantizer
 from seam.settings import Model
 from seam.training.margin import MarginLoss
 

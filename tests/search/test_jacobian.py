@@ -15,7 +15,7 @@ from seam.models.layers import Layer
 from seam.policy.budget import parse_budget
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples, quantize
 from seam.quant.kernels import use_kernels
-from seam.quant.modules import weight_quantizer
+from seam.quant.quantizer import weight_quantizer
 from seam.runtime.meter import Meter
 from seam.search import jacobian
 from seam.search.problem import Problem

@@ -5,7 +5,7 @@ import torch
 
 from seam.errors import SeamError
 from seam.models.find import find_layers
-from seam.models.groups import weight_parameter
+from seam.models.shared_inputs import weight_parameter
 from seam.policy.budget import parse_budget
 from seam.runtime.meter import Meter
 from seam.search import jacobian, seam

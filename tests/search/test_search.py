@@ -12,7 +12,7 @@ from seam.models.locks import apply_locks
 from seam.policy.assign import assign
 from seam.policy.budget import parse_budget, parse_budgets
 from seam.quant.apply import calibrate, quantize
-from seam.quant.modules import Quantizer, weight_quantizer
+from seam.quant.quantizer import Quantizer, weight_quantizer
 from seam.runtime.meter import Meter
 from seam.search.interface import METHODS, load_method
 from seam.search.problem import Problem, solve

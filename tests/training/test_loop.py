@@ -1,12 +1,12 @@
 import pytest
 import torch
+from digit_training import CPU, network, trained
 
 from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.models.build import build
 from seam.models.find import find_layers
 from seam.quant.apply import calibrate, quantize
-from seam.quant.kernels import use_kernels
 from seam.runtime.meter import Meter
 from seam.settings import Finetune, Model, Training
 from seam.training import loop
@@ -15,28 +15,6 @@ from seam.training.loop import fit
 from seam.training.optimizers import Group
 from seam.training.supervised import cross_entropy, training_groups
 from seam.training.supervised import train as train_supervised
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    use_kernels("eager")
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("data")
-    return load("digits", root, "train"), load("digits", root, "test")
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return build(Model(name="test_resnet"), 10, 1)
-
-
-def trained(model, images, epochs=2, resume=None, live=lambda step, **m: None, seed=0, meter=None):
-    groups = training_groups(model, Training(epochs=epochs, lr=0.05))
-    loss = cross_entropy(model)
-    meter = meter or Meter(CPU)
-    return fit(model, loss, images, epochs, 64, groups, seed, CPU, meter, True, resume, live)
 
 
 def test_it_learns_digits(images):
@@ -74,7 +52,7 @@ def test_a_killed_run_resumes_and_ends_the_same(images, tmp_path, monkeypatch):
         if step >= 30:  # within the second epoch
             raise Killed
 
-    resume = tmp_path / "checkpoint.pt"
+    resume = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Killed):
         trained(network(), images[0], resume=resume, live=kill)
     assert resume.exists()
@@ -87,7 +65,7 @@ def test_a_killed_run_resumes_and_ends_the_same(images, tmp_path, monkeypatch):
     assert [{k: v for k, v in r.items() if k not in drop} for r in found] == [
         {k: v for k, v in r.items() if k not in drop} for r in expected
     ]
-    assert meter.images == 2 * (len(images[0]) // 64) * 64 and "earlier" in meter.parts
+    assert meter.images == 2 * (len(images[0]) // 64) * 64 and set(meter.parts) == {"start", "train"}
 
 
 @pytest.mark.parametrize("kept", ["frozen", "updated"])
@@ -147,7 +125,7 @@ def test_what_images_never_reach_is_left_out_and_comes_back(images, tmp_path, mo
         if step == 4:
             raise KeyboardInterrupt
 
-    whole, resumed, checkpoint = quantized(), quantized(), tmp_path / "finetune.pt"
+    whole, resumed, checkpoint = quantized(), quantized(), tmp_path / "finetune.safetensors"
     start = {key: value.clone() for key, value in whole.state_dict().items()}
     meter = Meter(CPU)
     train_supervised(whole, settings, train, 0, CPU, meter)
@@ -156,7 +134,7 @@ def test_what_images_never_reach_is_left_out_and_comes_back(images, tmp_path, mo
         train_supervised(resumed, settings, train, 0, CPU, Meter(CPU), resume=checkpoint, live=kill)
     assert checkpoint.stat().st_size < 0.2 * 8 * sum(p.numel() for p in whole.parameters())  # weights and momenta
     larger = load("digits", tmp_path, "train", image_size=32, indices=list(range(192)))
-    with pytest.raises(SeamError, match="finetune.pt: the checkpoint does not fit the model and the size"):
+    with pytest.raises(SeamError, match="finetune.safetensors: the checkpoint does not fit the model and the size"):
         train_supervised(quantized(), settings, larger, 0, CPU, Meter(CPU), resume=checkpoint)
     resumed = quantized()
     train_supervised(resumed, settings, train, 0, CPU, Meter(CPU), resume=checkpoint)

@@ -7,7 +7,7 @@ from seam.models.find import find_layers
 from seam.quant.apply import calibrate, quantize
 from seam.quant.kernels import use_kernels
 from seam.quant.mixture import Mixture
-from seam.quant.modules import Quantizer, channel_samples
+from seam.quant.quantizer import Quantizer, channel_samples
 
 
 @pytest.fixture(autouse=True)

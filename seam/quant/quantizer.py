@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from seam.errors import SeamError
-from seam.models.groups import WEIGHTED, layer_input, replace_input, weight_argument, weight_parameter
+from seam.models.shared_inputs import WEIGHTED, layer_input, replace_input, weight_argument, weight_parameter
 from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
 from seam.quant.fused_activations import take
 

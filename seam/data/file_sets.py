@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from seam.data.decode import read_image
+from seam.data.image_sets import ImageSet, describe_preprocessing
 from seam.data.readers import Files
-from seam.data.sets import ImageSet, describe_preprocessing
 from seam.errors import SeamError
 from seam.runtime.cores import available_cores
 from seam.runtime.progress import progress

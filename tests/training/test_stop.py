@@ -1,0 +1,119 @@
+"""SIGTERM and SIGINT while a training runs: a checkpoint, one line, the shell's exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from digit_training import CPU, network, trained
+
+from seam.models.build import build
+from seam.runtime.meter import Meter
+from seam.settings import Model
+from seam.training import loop, stop
+
+END = {signal.SIGTERM: (SystemExit, 143), signal.SIGINT: (SystemExit, 130)}
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """As in a process of the command line; the test is over long before it would be ended."""
+    monkeypatch.setitem(stop._process, "seconds", 600.0)
+
+
+def rows(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+@pytest.mark.parametrize("signum", END)
+def test_a_stopped_run_goes_on_from_the_step_and_ends_the_same(
+    images,
+    tmp_path,
+    monkeypatch,
+    capsys,
+    command,
+    signum,
+):
+    monkeypatch.setattr(loop, "_ROWS_PER_EPOCH", 4)  # the stop comes between two rows
+    handlers = [signal.getsignal(s) for s in END]
+
+    def dropping():
+        torch.manual_seed(0)
+        return build(Model(name="test_resnet", kwargs={"drop_rate": 0.3}), 10, 1)
+
+    whole = dropping()
+    expected = trained(whole, images[0], epochs=2)
+    resume, meter = tmp_path / "run.safetensors", Meter(CPU)
+    seen = []
+    model = dropping()
+
+    def count(*_):
+        seen.append(1)
+        if len(seen) == 28:  # in the middle of the second epoch
+            os.kill(os.getpid(), signum)
+            os.kill(os.getpid(), signal.SIGINT)  # an engine's own comes second
+
+    handle = model.register_forward_hook(count)
+    with pytest.raises(SystemExit) as raised:
+        trained(model, images[0], epochs=2, resume=resume, meter=meter)
+    handle.remove()
+    assert raised.value.code == END[signum][1]
+    assert capsys.readouterr().err == "seam: stopped at step 28; the same command goes on from there\n"
+    assert [signal.getsignal(s) for s in END] == handlers
+    found, model = Meter(CPU), dropping()
+    assert rows(trained(model, images[0], epochs=2, resume=resume, meter=found)) == rows(expected)
+    assert found.steps == 44
+    for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_a_file_it_still_says_so(images, capsys, command):
+    with pytest.raises(SystemExit):
+        trained(network(), images[0], live=lambda step, **m: os.kill(os.getpid(), signal.SIGTERM))
+    assert capsys.readouterr().err == "seam: stopped at step 1; no checkpoint of it was written\n"
+
+
+def test_in_a_program_of_the_users_ctrl_c_stays_what_it_is(images, tmp_path, capsys):
+    resume = tmp_path / "run.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        trained(network(), images[0], resume=resume, live=lambda step, **m: os.kill(os.getpid(), signal.SIGINT))
+    assert resume.exists() and "goes on from there" in capsys.readouterr().err
+
+
+def test_outside_of_the_main_thread_and_with_ignored_signals_nothing_is_changed():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop.Stop():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+    found = []
+
+    def enter():
+        with stop.Stop():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [signal.SIG_DFL]
+
+
+def test_a_step_that_does_not_end_cannot_hold_the_process():
+    code = (
+        "import time; from seam.training.stop import *; exit_within(1.0)\n"
+        "with Stop():\n print('on', flush=True)\n while True: time.sleep(1)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "on\n"
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and time.monotonic() - start < 30
+    assert said == "seam: stopped; the same command goes on from its checkpoint\n"
