@@ -258,7 +258,7 @@ def parse_params(raw: dict[str, Any], where: str = "params") -> Params:
 def _check_values(value: Any, where: str, key: str, sizes: dict[int, int], level: int = 0) -> int:
     """Refuse what JSON cannot hold (provenance is JSON) and what is too much; returns how many values there are."""
     place = f"{where}: {key}" if key else where
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list | tuple):
         if id(value) in sizes:  # by an alias
             if not sizes[id(value)]:
                 raise SeamError(f"{place}: holds itself, by an alias")
