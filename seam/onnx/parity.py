@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ import torch
 from onnx import TensorProto, helper
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from seam.errors import SeamError
 from seam.quant.apply import input_quantizers
@@ -73,31 +74,32 @@ def parity(model: nn.Module, path: str | Path, batches: Iterable[tuple[Tensor, A
     """
     use_kernels(device=device)
     model = copy.deepcopy(model).to(device).float().eval()
-    following = copy.deepcopy(model)
-    followers = {name: _Follower(name, quantizer) for name, quantizer in input_quantizers(following).items()}
+    run = _Run()
+    followers = {name: _Follower(name, quantizer, run) for name, quantizer in input_quantizers(model).items()}
     for name, follower in followers.items():
-        following.get_submodule(name).input_quantizer = follower
+        model.get_submodule(name).input_quantizer = follower
     file = _File(Path(path))
     counts: Counter[str] = Counter()
     difference = difference_non_tie = largest = 0.0
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(allow_tf32=False), parametrize.cached():  # weights are quantized once
         for x, labels in _chunks(batches):
             file_logits, kept_logits, reads = file.run(x)
-            tied = torch.zeros(len(x), dtype=torch.bool)
-            for follower in followers.values():
-                follower.start(reads, tied)
-            followed = following(x.to(device)).cpu()
-            # Where it rounds as the file does, the model computes what it computed when it followed the file.
-            alike = not tied.any() and not any(follower.mismatches for follower in followers.values())
-            logits = followed if alike else model(x.to(device)).cpu()
+            run.start(len(x), reads)
+            followed = model(x.to(device)).cpu()
+            # An image that it rounds as the file does, the model need not compute again.
+            tied, apart = run.tied, run.tied | run.mismatched
+            logits = followed.clone()
+            if apart.any():
+                run.start(int(apart.sum()), None)
+                logits[apart] = model(x[apart].to(device)).cpu()
             largest = max(largest, logits.abs().max().item())
             difference = max(difference, _distances(logits, file_logits).max().item())
             difference_non_tie = max(difference_non_tie, _distances(followed, kept_logits).max().item())
             found, fused, kept = (one.argmax(1) for one in (logits, file_logits, kept_logits))
             counts["images"] += len(x)
             counts["images_with_ties"] += int(tied.sum())
-            apart = _distances(file_logits, kept_logits) > TOLERANCE * largest
-            counts["images_fused_differently"] += int(apart.sum())
+            fused_differently = _distances(file_logits, kept_logits) > TOLERANCE * largest
+            counts["images_fused_differently"] += int(fused_differently.sum())
             counts.update(_paired(fused == found, kept == found, "fused_equal", "kept_equal"))
             if labels is not None:
                 counts["labels"] += len(x)
@@ -168,47 +170,90 @@ def _beyond_chance(only_one: int, only_other: int) -> bool:
     return only_one + only_other > 0 and binomtest(only_one, only_one + only_other).pvalue < CHANCE
 
 
+class _Run:
+    """What the followers of one run of the model share."""
+
+    def start(self, images: int, reads: dict[str, np.ndarray] | None) -> None:
+        """Before a run of so many images. reads: what the file's layers read, by `quantized_input`; None: follow none.
+
+        Afterwards `tied` and `mismatched` [N] tell which images have such values.
+        """
+        self.images, self.reads = images, reads
+        self.tied, self.mismatched = (torch.zeros(images, dtype=torch.bool) for _ in range(2))
+        self.calls: Counter[str] = Counter()
+        self.last: _Last | None = None
+
+
+class _Last(NamedTuple):
+    """What a quantizer was last given and made of it. Layers of a group read one tensor: one pass serves them all."""
+
+    quantizer: nn.Module
+    x: Tensor
+    version: int  # of x, which counts what is done to it in place
+    file: np.ndarray | None
+    output: Tensor
+    ties: int
+    mismatches: int
+
+
 class _Follower(nn.Module):
     """In the place of a layer's input quantizer: compares its input with the file's, and goes on with the file's."""
 
-    def __init__(self, layer: str, quantizer: nn.Module):
+    def __init__(self, layer: str, quantizer: nn.Module, run: _Run):
         super().__init__()
-        self.layer, self.quantizer = layer, quantizer
+        self.layer, self.quantizer, self.run = layer, quantizer, run
         self.values = self.ties = self.mismatches = 0
 
-    def start(self, reads: dict[str, np.ndarray], tied: Tensor) -> None:
-        """Before a run: what the file's layers read, by `quantized_input`, and where to mark images with ties, [N]."""
-        self._reads, self._tied, self._call = reads, tied, 0
-
     def forward(self, x: Tensor) -> Tensor:
-        name = quantized_input(self.layer, self._call)
-        self._call += 1
-        if name not in self._reads or self._reads[name].shape != tuple(x.shape):
+        last, file = self.run.last, self._file(x)
+        known = last and last.quantizer is self.quantizer and last.x is x and last.version == x._version
+        if not (known and last.file is file):
+            found = (self.quantizer(x), 0, 0) if file is None else self._follow(x, torch.from_numpy(file).to(x.device))
+            last = self.run.last = _Last(self.quantizer, x, x._version, file, *found)
+        if file is not None:
+            self.values += x.numel()
+            self.ties += last.ties
+            self.mismatches += last.mismatches
+        return last.output
+
+    def _file(self, x: Tensor) -> np.ndarray | None:
+        """What the file's layer reads."""
+        if self.run.reads is None:
+            return None
+        name = quantized_input(self.layer, self.run.calls[self.layer])
+        self.run.calls[self.layer] += 1
+        file = self.run.reads.get(name)
+        if file is None or file.shape != tuple(x.shape):
             raise SeamError(f"parity: the file is no export of this model: it has no {name} of shape {list(x.shape)}")
-        file = torch.from_numpy(self._reads[name]).to(x.device)
+        return file
+
+    def _follow(self, x: Tensor, file: Tensor) -> tuple[Tensor, int, int]:
+        """The file's input, quantized, and how many values are ties and mismatches."""
         step, (low, high) = self.quantizer.log_step.exp(), self.quantizer.bounds[:, 0].tolist()
-        images = len(self._tied)
-        self.values += x.numel()
+        images, counts = self.run.images, Counter()
         quantized = self.quantizer(x)
         tolerance = TOLERANCE * torch.stack(torch.aminmax(x)).abs().max()
-        followed, marks = [], []
+        followed = torch.empty_like(x, memory_format=torch.contiguous_format)
+        tied, mismatched = [], []
         # Image by image, which stay in the processor's cache; a table of positions, or a part of one, as a whole.
-        for mine, own, theirs in zip(*(t.chunk(images) for t in (x, quantized, file)), strict=True):
+        for mine, own, theirs, out in zip(*(t.chunk(images) for t in (x, quantized, file, followed)), strict=True):
             # As QuantizeLinear has it, by a division; our quantizer multiplies by 1 / step: a tie can tell them apart.
-            followed.append((theirs / step).clamp_(low, high).round_().mul_(step))
+            torch.div(theirs, step, out=out).clamp_(low, high).round_().mul_(step)
             wrong = None
             if not (theirs - mine).abs_().max() <= tolerance:  # so written, NaN is wrong
                 wrong = ~((theirs - mine).abs() <= tolerance)
-                self.mismatches += int(wrong.sum())
-            marks.append(False)
-            if not torch.equal(followed[-1], own):
-                apart = (followed[-1] - own).abs() > step / 2
+                counts["mismatches"] += int(wrong.sum())
+            ties = 0
+            if not torch.equal(out, own):
+                apart = (out - own).abs() > step / 2
                 ties = int((apart if wrong is None else apart & ~wrong).sum())
-                self.ties += ties
-                marks[-1] = ties > 0
-        # Windows of images have more rows than images, image by image; a table of positions any.
-        self._tied |= torch.tensor(marks if len(x) % images == 0 else any(marks))
-        return torch.cat(followed)
+                counts["ties"] += ties
+            tied.append(ties > 0)
+            mismatched.append(wrong is not None)
+        for marks, seen in ((self.run.tied, tied), (self.run.mismatched, mismatched)):
+            # Windows of images have more rows than images, image by image; a table of positions any.
+            marks |= torch.tensor(seen if len(x) % images == 0 else any(seen))
+        return followed, counts["ties"], counts["mismatches"]
 
 
 class _File:

@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import random
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -23,7 +24,7 @@ from seam.io import read_json, sha256, write_json
 from seam.models.find import find_layers
 from seam.onnx.export import check_parity, export, export_verified, parity
 from seam.quant.apply import calibrate, input_quantizers, quantize
-from seam.quant.quantizer import weight_quantizer
+from seam.quant.quantizer import Quantizer, weight_quantizer
 
 CPU = torch.device("cpu")
 MODELS = {  # name: options
@@ -333,6 +334,26 @@ def test_a_group_quantizes_its_tensor_once(tmp_path):
     # One quantizer for two tensors.
     model.head.input_quantizer = model.stem.input_quantizer
     assert tensors_quantized() == 4
+
+
+def test_parity_quantizes_a_weight_once_and_the_tensor_of_a_group_once_a_run(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    x, _ = digits(8, last=40)  # three runs of at most 16
+    model = quantized(Small(), (4, 4), x, layers=find_layers(Small(), (1, 8, 8)))
+    export(model, (1, 8, 8), tmp_path / "model.onnx")
+    calls, forward = Counter(), Quantizer.forward
+
+    def count(quantizer, values):
+        calls["input" if quantizer.channels is None else "weight"] += 1
+        return forward(quantizer, values)
+
+    monkeypatch.setattr(Quantizer, "forward", count)
+    report = parity(model, tmp_path / "model.onnx", [(x, None)], CPU)
+    check_parity(report)
+    assert calls["weight"] == 4
+    assert calls["input"] in (9, 12, 15, 18)  # three inputs of four layers a run, and of each run again that has ties
+    # Each layer's values count, shared or not.
+    assert report["quantized_values"] == 40 * (64 + 2 * 16 * 64 + 16)
 
 
 def test_one_image_or_many(resnet):
