@@ -4,8 +4,8 @@ Weights become packed integer initializers with one step an output channel; what
 QuantizeLinear, Clip where its range is narrower than the type, and DequantizeLinear. BatchNormalization stays as it is:
 folding it into a convolution would move the quantized weights off their grid.
 
-torch's own exporter makes the graph, with markers for the quantizers (`trace.py`); `rewrite.py` puts integers in their place.
-`parity` compares a file with PyTorch (`parity.py`); `export_verified` does both, and names a file that is refused so.
+torch's own exporter makes the graph (`trace.py`), with markers for the quantizers; `rewrite.py` puts integers in their
+place. `parity` compares a file with PyTorch (`parity.py`); `export_verified` does both, and names a refused file so.
 """
 
 import json
