@@ -17,7 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from seam.errors import SeamError, shown, unknown
+from seam.errors import SeamError, shortened, shown, unknown
+
+_MOST = 3  # problems in one message
 
 
 def _no_bool(value: Any) -> Any:
@@ -181,6 +183,29 @@ def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
         return kind(**values)
     except ValidationError as error:
         raise SeamError(explain(error, kind, "settings")) from None
+
+
+class Shape(BaseModel):
+    """What a JSON file must hold at least, in JSON's own types; other keys may be there."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+def check_shape(content: Any, shape: type[Shape], path: object, way_out: str) -> Any:
+    """The content of a JSON file, as it is; SeamError names the file, the keys that do not fit, and the way out."""
+    try:
+        shape.model_validate(content)
+    except ValidationError as error:
+        items = error.errors(include_url=False, include_context=False)
+        problems = []
+        for item in items[:_MOST]:
+            key = shortened(".".join(map(str, item["loc"])))
+            found = "" if item["type"] == "missing" else f" (found {shown(item['input'])})"
+            text = "is missing" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {text}{found}" if key else f"{text}{found}")
+        more = f"; and {len(items) - _MOST} more" if len(items) > _MOST else ""
+        raise SeamError(f"{path}: {'; '.join(problems)}{more}; {way_out}") from None
+    return content
 
 
 def explain(error: ValidationError, root: type[BaseModel], where: str, prefix: str = "") -> str:
