@@ -83,7 +83,21 @@ ODD: list[Any] = [
     "..", "../..", "/etc/passwd", "/dev/zero", "/dev/full", "/", "\0", "\x1b[31m", "\u202e", "é" * 300, "{model}", "$(id)",
     "'; id", "digits", "all", "none", [], {}, [[]], [None], [1, 2, 3], {"": None}, {"w": 3, "a": 3}, [{}], ["a", "a"],
 ]  # fmt: skip
-NAMES = ["", " ", "x", "stage", "self", "model", "/dev/zero", "/proc/self/mem", "../../etc/passwd", "a" * 300, "\0", "é", "."]  # keys
+NAMES = [
+    "",
+    " ",
+    "x",
+    "stage",
+    "self",
+    "model",
+    "/dev/zero",
+    "/proc/self/mem",
+    "../../etc/passwd",
+    "a" * 300,
+    "\0",
+    "é",
+    ".",
+]  # keys
 # What bytes are replaced by, or get in between.
 TOKENS = [
     b"\0", b"\xff", b"\xff\xfe", b"\n", b"\r\n", b'"', b"'", b",", b"#", b"NaN", b"Infinity", b"-1", b"1e999", b"9" * 400,
@@ -412,23 +426,19 @@ class WeightsKind(Kind):
             value = state.pop(name)
             shape = draw.choice([(), (0,), (1,), (2, 1), (1, 2, 3), tuple(value.shape)])
             kind = draw.choice([torch.float32, torch.int64, torch.bool, torch.float16, torch.complex64, torch.float64])
-            other = torch.full(shape, draw.choice([0, 1, -1, float("nan"), float("inf")]) if kind.is_floating_point else 1)
+            other = torch.full(
+                shape, draw.choice([0, 1, -1, float("nan"), float("inf")]) if kind.is_floating_point else 1
+            )
             state[draw.choice((name, name, name, f"module.{name}", "", "x"))] = other.to(kind)
         return save(state)
 
     def read(self):
-        is_finetuned(self.path)
+        tuned = is_finetuned(self.path)
+        model, load = (self.tuned, load_finetuned) if tuned else (self.plain, load_weights)
         try:
-            load_weights(self.plain, self.path)
-        except SeamError:
-            if self.path.suffix == ".pth":
-                raise
+            load(model, self.path)
         finally:
-            self.plain.load_state_dict(self.before[0])
-        try:
-            load_finetuned(self.tuned, self.path)
-        finally:
-            self.tuned.load_state_dict(self.before[1])
+            model.load_state_dict(self.before[tuned])
 
 
 class FolderOfImages(Kind):
@@ -494,9 +504,24 @@ class ImagesKind(FolderOfImages):
         gray = Image.fromarray(draw.integers(0, 255, (8, 8), dtype=np.uint8))
         colour = Image.fromarray(draw.integers(0, 255, (9, 7, 4), dtype=np.uint8))
         deep = Image.fromarray(draw.integers(0, 65535, (8, 8), dtype=np.uint16))
-        forms = [(gray, "png", {}), (colour, "png", {}), (deep, "png", {}), (gray, "jpg", {}), (colour.convert("CMYK"), "jpg", {})]
-        forms += [(gray, "gif", {}), (colour.convert("P"), "gif", {}), (gray, "bmp", {}), (colour.convert("RGB"), "webp", {})]
-        forms += [(gray, "tif", {}), (deep, "tif", {"compression": "tiff_lzw"}), (colour, "tif", {"compression": "tiff_deflate"})]
+        forms = [
+            (gray, "png", {}),
+            (colour, "png", {}),
+            (deep, "png", {}),
+            (gray, "jpg", {}),
+            (colour.convert("CMYK"), "jpg", {}),
+        ]
+        forms += [
+            (gray, "gif", {}),
+            (colour.convert("P"), "gif", {}),
+            (gray, "bmp", {}),
+            (colour.convert("RGB"), "webp", {}),
+        ]
+        forms += [
+            (gray, "tif", {}),
+            (deep, "tif", {"compression": "tiff_lzw"}),
+            (colour, "tif", {"compression": "tiff_deflate"}),
+        ]
         forms += [(gray, "pgm", {}), (deep, "pgm", {}), (colour.convert("RGB"), "ppm", {})]
         self.seeds = []
         for image, form, options in forms:
@@ -559,7 +584,15 @@ class Broken(Exception):
 class Guard:
     """Notes what a reader must never do: start a process, connect, load a class by a pickle's word, write elsewhere."""
 
-    NEVER = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "os.remove_tree")
+    NEVER = (
+        "subprocess.Popen",
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.fork",
+        "socket.connect",
+        "os.remove_tree",
+    )
 
     def __init__(self):
         self.folder, self.done = "", []
@@ -623,13 +656,19 @@ def run(name: str, seed: int, first: int, count: int, guard: Guard, keep: Path |
                 refused += 1
                 if len(str(error)) > 20_000:
                     found += 1
-                    finds.setdefault(("SeamError", "message of more than 20,000 characters"), [number, str(error)[:300]])
+                    finds.setdefault(
+                        ("SeamError", "message of more than 20,000 characters"), [number, str(error)[:300]]
+                    )
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 found += 1
-                frames = [f for f in traceback.extract_tb(error.__traceback__) if "/seam/" in f.filename and "fuzz" not in f.filename]
+                frames = [
+                    f
+                    for f in traceback.extract_tb(error.__traceback__)
+                    if "/seam/" in f.filename and "fuzz" not in f.filename
+                ]
                 where = f"{Path(frames[-1].filename).name}:{frames[-1].name}:{frames[-1].lineno}" if frames else "?"
                 finds.setdefault((type(error).__name__, where), [number, f"{path.name}: {str(error)[:200]}"])
             finally:

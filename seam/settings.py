@@ -196,15 +196,19 @@ def check_shape(content: Any, shape: type[Shape], path: object, way_out: str) ->
     try:
         shape.model_validate(content)
     except ValidationError as error:
-        items = error.errors(include_url=False, include_context=False)
-        problems = []
-        for item in items[:_MOST]:
-            key = shortened(".".join(map(str, item["loc"])))
-            found = "" if item["type"] == "missing" else f" (found {shown(item['input'])})"
-            text = "is missing" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
-            problems.append(f"{key}: {text}{found}" if key else f"{text}{found}")
-        more = f"; and {len(items) - _MOST} more" if len(items) > _MOST else ""
-        raise SeamError(f"{path}: {'; '.join(problems)}{more}; {way_out}") from None
+        items = [
+            (shortened(".".join(map(str, item["loc"]))), item)
+            for item in error.errors(include_url=False, include_context=False)
+        ]
+        missing = [key for key, item in items if item["type"] == "missing"]
+        problems = [f"holds no {', '.join(missing[:_MOST])}"] if missing else []
+        problems += [
+            f"{key}{': ' if key else ''}{item['msg'].removeprefix('Value error, ')} (found {shown(item['input'])})"
+            for key, item in items
+            if item["type"] != "missing"
+        ]
+        more = ", and more" if max(len(problems), len(missing)) > _MOST else ""
+        raise SeamError(f"{path}: {'; '.join(problems[:_MOST])}{more}; {way_out}") from None
     return content
 
 

@@ -113,7 +113,13 @@ def write_results(
         policy = {
             "schema": "seam-policy/1",
             "model": {"alias": job.model, "name": "test_resnet"},
-            "budget": {"spec": job.budget, "unit": "GBitOPs", "limit": 2.0, "spent": 2.0 * share(job), "share": share(job)},
+            "budget": {
+                "spec": job.budget,
+                "unit": "GBitOPs",
+                "limit": 2.0,
+                "spent": 2.0 * share(job),
+                "share": share(job),
+            },
             "method": params.method(job.search),
             "search": job.search,
             "seed": job.seed,

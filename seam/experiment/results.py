@@ -130,9 +130,12 @@ def load(params: Params, keys: Iterable[str] = tuple(JOB_FILES), *, partial: boo
             f"{len(missing)} result files of the grid are missing; run snakemake or dvc repro, or shorten grid:\n"
             f"{listed}{more}"
         )
-    return Results(
-        params, root, {job: _load_job(job, params.method(job.search), files) for job, files in wanted.items()}
-    )
+    jobs = {job: _load_job(job, params.method(job.search), files) for job, files in wanted.items()}
+    counted = {result.hits["images"]: result.files["hits"] for result in jobs.values() if result.hits}
+    if len(counted) > 1:
+        listed = ", ".join(f"{path} of {count}" for count, path in list(counted.items())[:2])
+        raise SeamError(f"policies are measured on different numbers of images: {listed}; {_again('evaluate')}")
+    return Results(params, root, jobs)
 
 
 def columns(path: Path, needed: Iterable[str] = ()) -> dict[str, list[float]]:
@@ -148,7 +151,9 @@ def columns(path: Path, needed: Iterable[str] = ()) -> dict[str, list[float]]:
             f"{path}: not a table of numbers ({shortened(str(error))}); delete it and run its stage again"
         ) from None
     problems = [f"no column {key}" for key in needed if rows and key not in table]
-    problems += [f"{shortened(key)} is not finite" for key, values in table.items() if not all(map(math.isfinite, values))]
+    problems += [
+        f"{shortened(key)} is not finite" for key, values in table.items() if not all(map(math.isfinite, values))
+    ]
     if problems:
         raise SeamError(f"{path}: {'; '.join(problems[:3])}; delete it and run its stage again")
     return table

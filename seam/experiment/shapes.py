@@ -18,14 +18,14 @@ _Bits = Annotated[int, Field(ge=2, le=32)]
 class Metrics(Shape):
     top1: _Percent
     fp_top1: _Percent
-    calibrated_top1: _Percent
-    top5: _Percent | None = None
-    class_margin: _Number | None = None
     bitops_g: _Amount
-    bitops_g_fixed: _Amount | None = None
     size_mb: _Amount
     budget_share: _Amount | None
     images: _Count
+    calibrated_top1: _Percent
+    top5: _Percent | None = None
+    class_margin: _Number | None = None
+    bitops_g_fixed: _Amount | None = None
 
 
 class FullPrecision(Shape):

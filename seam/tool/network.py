@@ -64,7 +64,8 @@ def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
         bounds = state.get(f"{name}.bounds") if isinstance(module, Quantizer) else None
         if bounds is None:
             continue
-        levels = float(bounds[1, 0] - bounds[0, 0]) + 1 if bounds.shape == module.bounds.shape else 0
+        sound = bounds.shape == module.bounds.shape and bounds.dtype == module.bounds.dtype
+        levels = float(bounds[1, 0] - bounds[0, 0]) + 1 if sound else 0
         if not 1 <= levels <= 2**32:
             raise SeamError(f"{weights}: {name}.bounds holds no range of integers; finetune again")
         if (found := round(math.log2(levels))) != module.bits:
@@ -73,7 +74,9 @@ def load_finetuned(model: nn.Module, weights: str | Path) -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise SeamError(f"{weights}: not the weights of this model under this policy: {error}") from None
-    if broken := [k for k, value in model.state_dict().items() if not k.endswith("limits") and not value.isfinite().all()]:
+    if broken := [
+        k for k, value in model.state_dict().items() if not k.endswith("limits") and not value.isfinite().all()
+    ]:
         raise SeamError(f"{weights}: weights hold NaN or infinity: {', '.join(broken[:3])}")
     return model.eval()
 

@@ -25,7 +25,11 @@ def networks(draw):
     inner = [
         Layer(f"l{i}", *draw(sizes), False, draw(st.sampled_from(["l0", f"l{i}"])) if i else "l0") for i in range(count)
     ]
-    lock = [Layer("lock", *draw(sizes), True, bits=(draw(st.integers(2, 8)), 3), counted=True)] if draw(st.booleans()) else []
+    lock = (
+        [Layer("lock", *draw(sizes), True, bits=(draw(st.integers(2, 8)), 3), counted=True)]
+        if draw(st.booleans())
+        else []
+    )
     return [Layer("stem", *draw(sizes), True), *inner, *lock, Layer("head", *draw(sizes), True)]
 
 
@@ -99,7 +103,9 @@ def test_more_budget_is_never_worse_and_none_is_better(problem):
 @given(networks(), st.data())
 def test_costs_equal_brute_force(layers, data):
     count = len(searchable(layers))
-    assigned = data.draw(st.lists(st.tuples(st.sampled_from(BITS), st.sampled_from(BITS)), min_size=count, max_size=count))
+    assigned = data.draw(
+        st.lists(st.tuples(st.sampled_from(BITS), st.sampled_from(BITS)), min_size=count, max_size=count)
+    )
     bits = policy_bits(layers, assigned)
     macs, params = ({layer.name: n for layer in layers for n in [getattr(layer, key)]} for key in ("macs", "params"))
     counted = [layer.name for layer in (*searchable(layers), *locked(layers))]
