@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from seam.settings import Shape
 
@@ -13,6 +13,12 @@ _Seconds = Annotated[float, Field(ge=1e-6, le=1e12)]
 _Percent = Annotated[float, Field(ge=0, le=100)]
 _Side = Annotated[int, Field(ge=1, lt=2**20)]
 _Bits = Annotated[int, Field(ge=2, le=32)]
+
+
+def _whole(value: float) -> float:
+    if value % 1:
+        raise ValueError("must be a whole number")
+    return value
 
 
 class Metrics(Shape):
@@ -49,7 +55,7 @@ class FinetuneCost(Shape):
 class SearchCost(Shape):
     seconds: _Seconds
     seconds_once: _Amount
-    image_macs: Annotated[_Amount, Field(multiple_of=1)]
+    image_macs: Annotated[_Amount, AfterValidator(_whole)]
     images: _Count | None = None
     peak_memory_mb: _Amount | None = None
     logit_entropy: _Number | None = None
