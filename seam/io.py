@@ -158,12 +158,18 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read a CSV file's rows as dictionaries of strings."""
+    """Read a CSV file's rows as dictionaries of strings; SeamError names a missing file and one that is no CSV."""
     try:
-        with Path(path).open(newline="") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         raise SeamError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SeamError(f"{path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SeamError(
+            f"{path}: not CSV in UTF-8 ({error}); if a stage made it, delete it and run the stage again"
+        ) from None
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:

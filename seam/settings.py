@@ -17,7 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from seam.errors import SeamError, shown, unknown
+from seam.errors import SeamError, shortened, shown, unknown
+
+_MOST = 3  # problems in one message
 
 
 def _no_bool(value: Any) -> Any:
@@ -181,6 +183,33 @@ def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:
         return kind(**values)
     except ValidationError as error:
         raise SeamError(explain(error, kind, "settings")) from None
+
+
+class Shape(BaseModel):
+    """What a JSON file must hold at least, in JSON's own types; other keys may be there."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+def check_shape(content: Any, shape: type[Shape], path: object, way_out: str) -> Any:
+    """The content of a JSON file, as it is; SeamError names the file, the keys that do not fit, and the way out."""
+    try:
+        shape.model_validate(content)
+    except ValidationError as error:
+        items = [
+            (shortened(".".join(map(str, item["loc"]))), item)
+            for item in error.errors(include_url=False, include_context=False)
+        ]
+        missing = [key for key, item in items if item["type"] == "missing"]
+        problems = [f"holds no {', '.join(missing[:_MOST])}"] if missing else []
+        problems += [
+            f"{key}{': ' if key else ''}{item['msg'].removeprefix('Value error, ')} (found {shown(item['input'])})"
+            for key, item in items
+            if item["type"] != "missing"
+        ]
+        more = ", and more" if max(len(problems), len(missing)) > _MOST else ""
+        raise SeamError(f"{path}: {'; '.join(problems[:_MOST])}{more}; {way_out}") from None
+    return content
 
 
 def explain(error: ValidationError, root: type[BaseModel], where: str, prefix: str = "") -> str:

@@ -69,10 +69,13 @@ def write_results(
     manifest = {
         "dataset": "fashion_mnist",
         "path": None,
+        "classes": [f"class {i}" for i in range(10)],
         "image_size": [28, 28],
         "channels": 1,
-        "train": {"count": 60000},
-        "test": {"count": 10000},
+        "train": {"count": 60000, "per_class": [6000] * 10},
+        "test": {"count": 10000, "per_class": [1000] * 10},
+        "mean": [0.286],
+        "std": [0.353],
         "sha256": {"train": "0"},
     }
     write_json(root / "data/target/manifest.json", manifest)
@@ -110,7 +113,13 @@ def write_results(
         policy = {
             "schema": "seam-policy/1",
             "model": {"alias": job.model, "name": "test_resnet"},
-            "budget": {"spec": job.budget, "limit": 2.0, "spent": 2.0 * share(job), "share": share(job)},
+            "budget": {
+                "spec": job.budget,
+                "unit": "GBitOPs",
+                "limit": 2.0,
+                "spent": 2.0 * share(job),
+                "share": share(job),
+            },
             "method": params.method(job.search),
             "search": job.search,
             "seed": job.seed,

@@ -106,6 +106,15 @@ def test_missing_files_are_named(tmp_path, read):
         read(tmp_path / "nothing.here")
 
 
+@pytest.mark.parametrize("content", [b"a,b\n\xff,1\n", b"a\n" + b"x" * 200_000, b'a\n"\0' + b"x" * 200_000])
+def test_what_is_no_csv_is_named(tmp_path, content):
+    (tmp_path / "h.csv").write_bytes(content)
+    with pytest.raises(SeamError, match="h.csv: not CSV in UTF-8"):
+        io.read_csv(tmp_path / "h.csv")
+    with pytest.raises(SeamError, match="Is a directory"):
+        io.read_csv(tmp_path)
+
+
 def test_csv_round_trip(tmp_path):
     io.write_csv(tmp_path / "h.csv", [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}])
     assert (tmp_path / "h.csv").read_bytes() == b"step,loss\n1,0.5\n2,0.25\n"

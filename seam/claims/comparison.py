@@ -61,7 +61,7 @@ def sides(search: str, against: str, flat: list[Pair], key: str) -> dict[str, An
     both: dict[str, Any] = {}
     names = list(enumerate((search, against)))
     for name in ("top1", "calibrated_top1", "class_margin", "bitops_g", "budget_share"):
-        if all(name in result.metrics for pair in flat for result in pair):
+        if all(result.metrics.get(name) is not None for pair in flat for result in pair):
             both[name] = {side: round(fmean(p[i].metrics[name] for p in flat), 6) for i, side in names}
     both["policies"] = {side: policies(flat, i) for i, side in names}
     differences = by_image(flat, key)

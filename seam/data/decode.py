@@ -1,5 +1,6 @@
 """Decoding image files, to 8 bits a channel."""
 
+import os
 import warnings
 
 import numpy as np
@@ -15,6 +16,8 @@ def open_image(path: str):
     """An image file as Pillow opens it. SeamError names one that is none, or that is too large to decode."""
     from PIL import Image
 
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
+        raise SeamError(f"{path}: not a file; delete it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from seam import io
 from seam.data.datasets import DATASETS, DatasetInfo
 from seam.data.files import FilesReader, class_folders, folder_reader, torchvision_reader
+from seam.data.manifest import load_manifest
 from seam.data.readers import SPLITS, CifarReader, DigitsReader, IdxReader, Reader
 from seam.data.sources import from_debian, from_torchvision, say
 from seam.errors import SeamError, unknown
@@ -117,9 +118,9 @@ def places(info: DatasetInfo, root: Path, path: str | Path | None) -> tuple[Path
 def read_manifest(info: DatasetInfo, cache: Path) -> dict | None:
     """The manifest of an earlier fetch, not compared with the data; None if there is none (or it is damaged)."""
     try:
-        manifest = io.read_json(cache / "manifest.json")
-        return manifest if manifest["dataset"] == info.name and manifest["sha256"] else None
-    except (SeamError, KeyError, TypeError):
+        manifest = load_manifest(cache / "manifest.json")
+        return manifest if manifest["dataset"] == info.name else None
+    except SeamError:
         return None
 
 

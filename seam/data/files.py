@@ -68,6 +68,8 @@ class FilesReader(Reader):
         return {"listing": self.listing()}
 
     def arrays(self, split):
+        import torch
+
         from seam.io import load_tensors, save_tensors
 
         if not self.small:
@@ -76,8 +78,10 @@ class FilesReader(Reader):
         labels = self.splits[split].labels
         if path.is_file():
             with contextlib.suppress(SeamError):  # damaged: made again
-                return Arrays(load_tensors(path)["pixels"].numpy(), labels)
-        import torch
+                pixels = load_tensors(path).get("pixels")
+                shape = (len(labels), *self.image_size, self.channels)
+                if pixels is not None and pixels.dtype == torch.uint8 and pixels.shape == shape:
+                    return Arrays(pixels.numpy(), labels)
 
         pixels = np.empty((len(labels), *self.image_size, self.channels), dtype=np.uint8)
         files = self.splits[split].paths

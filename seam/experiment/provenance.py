@@ -9,15 +9,35 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from seam import io
 from seam.errors import SeamError
 from seam.experiment.graph import Node, nodes
-from seam.experiment.params import Job, Params
+from seam.experiment.params import STAGE_KEYS, Job, Params
+from seam.settings import Alias, Shape, check_shape
 
 ABANDONED = 3600  # seconds after which an unfinished folder of outputs is some killed job's
 FRESH, STALE, MISSING, TAMPERED = "fresh", "stale", "missing", "tampered"
+
+
+class _Job(Shape):
+    model_config = {"extra": "forbid"}
+
+    model: Alias = ""
+    search: Alias = ""
+    budget: Alias = ""
+    seed: int = 0
+
+
+class _Provenance(Shape):
+    """What is read of a provenance file."""
+
+    stage: Literal[tuple(STAGE_KEYS)]
+    job: _Job
+    params: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
 
 
 class Row(NamedTuple):
@@ -167,9 +187,9 @@ def _state(params: Params, node: Node, states: Mapping[Path, str]) -> tuple[str,
             return STALE, f"{path} was not among its inputs"
     for name, digest in recorded["inputs"].items():
         path = Path(name)
-        if not path.exists():
+        if not os.path.isfile(path):
             return STALE, f"input {name} is missing"
-        if io.sha256(path) != digest:
+        if _readable_sha256(path) != digest:
             return STALE, f"input {name} has changed"
         if states.get(path, FRESH) != FRESH:
             return STALE, f"input {name} is {states[path]}"
@@ -187,7 +207,7 @@ def _problem(params: Params, path: Path, recorded: dict, passed: set[Path]) -> s
         return f"{path}: was made with other parameters: {difference}"
     for name, digest in recorded["inputs"].items():
         source = Path(name)
-        if not source.exists():
+        if not os.path.isfile(source):  # gone; or a name that can be none, a device that would never end
             continue
         if _sha256(source) != digest:
             return f"{path}: was made from another version of {name}"
@@ -230,11 +250,7 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = io.read_json(path)
-    shape = {"stage": str, "job": dict, "params": dict, "inputs": dict, "outputs": dict}
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), kind) for key, kind in shape.items()):
-        raise SeamError(f"{path}: not a provenance file; delete its folder and run the stage again")
-    return content
+    return check_shape(io.read_json(path), _Provenance, path, "delete its folder and run the stage again")
 
 
 def _job(job: Job | Mapping[str, Any]) -> dict[str, Any]:
@@ -257,4 +273,12 @@ def _sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _digest(path: Path, mtime: int, size: int) -> str:
-    return io.sha256(path)
+    return _readable_sha256(path)
+
+
+def _readable_sha256(path: Path) -> str:
+    """The digest of a file that a provenance file names; "", no file's, where it cannot be read."""
+    try:
+        return io.sha256(path)
+    except OSError:
+        return ""

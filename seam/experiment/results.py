@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seam.errors import SeamError
+from seam.errors import SeamError, shortened
 from seam.experiment.params import Job, Params
+from seam.experiment.shapes import ClaimsFile, FinetuneCost, FullPrecision, Hits, Layers, Metrics, Proxy, SearchCost
 from seam.io import read_csv, read_json
+from seam.models.layers import Layer
+from seam.policy.file import read_policy
+from seam.settings import check_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +84,7 @@ class JobResult:
 
     def history(self, stage: str) -> dict[str, list[float]]:
         """Columns of the stage's history.csv (`search` or `finetune`); empty when the stage took no steps."""
-        return columns(self.files[f"{stage}_history"])
+        return columns(self.files[f"{stage}_history"], HISTORIES[stage])
 
 
 @dataclass(frozen=True)
@@ -125,18 +130,33 @@ def load(params: Params, keys: Iterable[str] = tuple(JOB_FILES), *, partial: boo
             f"{len(missing)} result files of the grid are missing; run snakemake or dvc repro, or shorten grid:\n"
             f"{listed}{more}"
         )
-    return Results(
-        params, root, {job: _load_job(job, params.method(job.search), files) for job, files in wanted.items()}
-    )
+    jobs = {job: _load_job(job, params.method(job.search), files) for job, files in wanted.items()}
+    counted = {result.hits["images"]: result.files["hits"] for result in jobs.values() if result.hits}
+    if len(counted) > 1:
+        listed = ", ".join(f"{path} of {count}" for count, path in list(counted.items())[:2])
+        raise SeamError(f"policies are measured on different numbers of images: {listed}; {_again('evaluate')}")
+    return Results(params, root, jobs)
 
 
-def columns(path: Path) -> dict[str, list[float]]:
-    """A history.csv as columns of numbers; empty when it holds only its header. SeamError names a broken file."""
+def columns(path: Path, needed: Iterable[str] = ()) -> dict[str, list[float]]:
+    """A history.csv as columns of numbers; empty when it holds only its header.
+
+    SeamError names a file that holds anything else than finite numbers, or lacks one of the columns `needed`.
+    """
     rows = read_csv(path)
     try:
-        return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
+        table = {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
     except (TypeError, ValueError) as error:
-        raise SeamError(f"{path}: not a table of numbers ({error}); delete it and run its stage again") from None
+        raise SeamError(
+            f"{path}: not a table of numbers ({shortened(str(error))}); delete it and run its stage again"
+        ) from None
+    problems = [f"no column {key}" for key in needed if rows and key not in table]
+    problems += [
+        f"{shortened(key)} is not finite" for key, values in table.items() if not all(map(math.isfinite, values))
+    ]
+    if problems:
+        raise SeamError(f"{path}: {'; '.join(problems[:3])}; delete it and run its stage again")
+    return table
 
 
 def pack(hits: np.ndarray) -> str:
@@ -163,21 +183,57 @@ def curves(history: dict[str, list[float]], keys: Iterable[str] | None = None, m
     return {key: [column[i] for i in kept] for key, column in history.items() if keys is None or key in keys}
 
 
-# The keys that are read without a default; a file without them comes from another version or another tool.
-NEEDED = {
-    "metrics": ("top1", "fp_top1", "bitops_g", "size_mb", "budget_share", "images", "calibrated_top1"),
-    "hits": ("images", "top1", "calibrated_top1"),
-    "search_cost": ("seconds", "seconds_once", "image_macs"),
-    "finetune_cost": ("seconds",),
-    "proxy": ("dataset", "count"),
-    "policy": ("layers", "budget", "totals"),
+SHAPES = {
+    "metrics": Metrics,
+    "hits": Hits,
+    "search_cost": SearchCost,
+    "finetune_cost": FinetuneCost,
+    "proxy": Proxy,
+}
+HISTORIES = {  # the columns that are drawn
+    "search": ("step", "loss", "budget", "entropy"),
+    "finetune": ("step", "loss", "top1"),
 }
 
 
+def read_proxy(path: str | Path) -> dict[str, Any]:
+    """The content of proxy.json; SeamError names the file and what is wrong in it."""
+    return check_shape(read_json(path), Proxy, path, _again("sample"))
+
+
+def read_layers(path: str | Path) -> tuple[dict[str, Any], list[Layer]]:
+    """The model (name, num_classes, in_chans, input_size) and the layers of layers.json; SeamError as `read_proxy`."""
+    content = check_shape(read_json(path), Layers, path, _again("pretrain"))
+    return content["model"], [Layer(**layer) for layer in content["layers"]]
+
+
+def read_full_precision(path: str | Path) -> dict[str, Any]:
+    """The content of pretraining's metrics.json; SeamError as `read_proxy`."""
+    return check_shape(read_json(path), FullPrecision, path, _again("pretrain"))
+
+
+def read_claims(path: str | Path) -> dict[str, Any]:
+    """The content of claims.json; SeamError as `read_proxy`."""
+    return check_shape(read_json(path), ClaimsFile, path, _again("claims"))
+
+
+def _again(stage: str) -> str:
+    return f"run `seam {stage}` again"
+
+
 def _load_job(job: Job, method: str, files: dict[str, Path]) -> JobResult:
-    loaded = {key: read_json(path) for key, path in files.items() if not key.endswith("_history")}
-    for key, content in loaded.items():
-        absent = [name for name in NEEDED[key] if name not in content]
-        if absent:
-            raise SeamError(f"{files[key]}: holds no {', '.join(absent)}; run `seam {JOB_FILES[key][0]}` again")
+    loaded = {}
+    for key, path in files.items():
+        if key == "policy":
+            loaded[key] = _read_result_policy(path)
+        elif not key.endswith("_history"):
+            loaded[key] = check_shape(read_json(path), SHAPES[key], path, _again(JOB_FILES[key][0]))
     return JobResult(job, method, files=files, **loaded)
+
+
+def _read_result_policy(path: Path) -> dict[str, Any]:
+    """A policy with what a search adds."""
+    policy = read_policy(path)
+    if absent := [key for key in ("budget", "totals") if key not in policy]:
+        raise SeamError(f"{path}: holds no {', '.join(absent)}; {_again('search')}")
+    return policy

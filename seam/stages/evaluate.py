@@ -11,10 +11,11 @@ from seam.runtime.process import import_torch, set_up
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
     """Measure a policy, calibrated only and after finetuning, and write metrics.json and hits.json."""
     import_torch()
-    from seam.experiment.results import pack
-    from seam.policy.file import totals
+    from seam.experiment.results import pack, read_full_precision
+    from seam.policy.file import read_policy, totals
     from seam.quant.kernels import use_kernels
     from seam.stages.target import quantized
+    from seam.tool.network import load_finetuned
     from seam.training.evaluate import evaluate_each
 
     inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
@@ -25,9 +26,9 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     network = measured.network
     test = measured.target.images(network, "test", params.target.test_images)
     calibrated, hits_before = evaluate_each(network, test, params.evaluate.batch_size, device)
-    network.load_state_dict(io.load_tensors(finetuned))
+    load_finetuned(network, finetuned)
     tuned, hits = evaluate_each(network, test, params.evaluate.batch_size, device)
-    full = io.read_json(weights.with_name("metrics.json"))
+    full = read_full_precision(weights.with_name("metrics.json"))
     costs = totals(measured.layers, measured.bits)
     keys = ("top1", "top5", "class_margin")
     metrics = {
@@ -35,7 +36,7 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
         **{f"calibrated_{k}": calibrated[k] for k in keys},
         **{f"fp_{k}": full[k] for k in keys},
         **{k: v for k, v in costs.items() if k in ("bitops_g", "bitops_g_fixed", "size_mb")},
-        "budget_share": io.read_json(policy).get("budget", {}).get("share"),
+        "budget_share": read_policy(policy).get("budget", {}).get("share"),
         "images": len(test),
     }
     packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}

@@ -16,10 +16,11 @@ def log(params: Params, out: Path) -> dict[str, Any]:
     from rich.console import Console
     from rich.progress import track
 
+    from seam.data.manifest import load_manifest
     from seam.experiment.graph import report_files
     from seam.experiment.provenance import check_inputs, writing
-    from seam.experiment.results import load
-    from seam.io import read_json, write_json
+    from seam.experiment.results import load, read_claims
+    from seam.io import write_json
     from seam.tracking.records import SUMMARY, records
     from seam.tracking.store import Store, exclusive, experiment, is_server, public, uri
 
@@ -28,11 +29,11 @@ def log(params: Params, out: Path) -> dict[str, Any]:
     manifest = root / "data/target/manifest.json"
     inputs = [manifest, root / "claims.json", *results.files, *report]
     check_inputs(params, inputs)
-    claims = read_json(root / "claims.json")
+    claims = read_claims(root / "claims.json")
     place, names, written = uri(params), {}, 0
     with exclusive(place):
         store = Store(place, experiment(params))
-        records = records(results, claims, read_json(manifest), report)
+        records = records(results, claims, load_manifest(manifest), report)
         bar = Console(stderr=True)
         for entry in track(records, "MLflow", len(results.jobs) + 1, console=bar, disable=not sys.stderr.isatty()):
             names[entry.job], new = store.put(entry)

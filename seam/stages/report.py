@@ -12,14 +12,14 @@ def report(params: Params, out: Path) -> None:
     """
     from seam.experiment.graph import report_files
     from seam.experiment.provenance import check_inputs, writing
-    from seam.experiment.results import load
-    from seam.io import read_json, write_csv, write_text
+    from seam.experiment.results import load, read_claims
+    from seam.io import write_csv, write_text
     from seam.report import claims, figures, tables
 
     results, path = load(params), Path(params.results) / "claims.json"
     inputs = [path, *results.files]
     check_inputs(params, inputs)
-    content = read_json(path)
+    content = read_claims(path)
     rows = tables.rows(results, content["design"]["roles"]["baseline"])
     with writing(params, "report", {}, inputs, [out / name for name in report_files(params)]) as folder:
         write_csv(folder / "results.csv", rows)

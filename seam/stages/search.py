@@ -15,7 +15,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     """Search a policy within the budget and write policy.json, cost.json and history.csv."""
     if params.proxy(job.search) is not None:
         import_torch()
-    from seam.models.layers import Layer
+    from seam.experiment.results import read_layers, read_proxy
     from seam.policy.file import make_policy
     from seam.runtime.meter import Meter
     from seam.search.interface import load_method, needs_network
@@ -36,8 +36,8 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
     with meter.part("setup"):
-        model, about = io.read_json(described), io.read_json(proxy)
-        layers = locked_layers(params, job.model, [Layer(**layer) for layer in model["layers"]])
+        (model, found), about = read_layers(described), read_proxy(proxy)
+        layers = locked_layers(params, job.model, found)
         budgets = budgets_of(params, job.model, job.budget, layers, settings.bits)
         if device is not None:
             network, images, own = _network_and_images(params, job, weights, about)
@@ -53,7 +53,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
         layers,
         assigned,
         budgets[0],
-        {"alias": job.model, **model["model"]},
+        {"alias": job.model, **model},
         method=params.method(job.search),
         search=job.search,
         seed=job.seed,

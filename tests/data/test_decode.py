@@ -1,5 +1,6 @@
 """Image files of every depth, colour and transparency, written by Pillow, come out in 8 bits rightly or are refused."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -188,3 +189,9 @@ def test_what_was_read_while_16_bits_were_clipped_is_read_again(tmp_path):
     deep.deep = False
     assert deep.listing() != after
     assert not folder_reader(info, folder_of(tmp_path / "flat", np.uint8(RAMP // 257), "png"), tmp_path / "root").deep
+
+
+def test_a_pipe_named_like_an_image_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(SeamError, match="x.png: not a file"):
+        read_image(str(tmp_path / "x.png"), 1)

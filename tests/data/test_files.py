@@ -9,16 +9,19 @@ import tarfile
 import numpy as np
 import pytest
 import scipy.io
+import torch
 import torchvision.datasets
 from digit_images import save
 from PIL import Image
 
 from seam.data.datasets import DATASETS
-from seam.data.fetch import fetch
+from seam.data.fetch import described, fetch
 from seam.data.files import read_image
 from seam.data.loaders import FileSet, TensorSet, load
+from seam.data.manifest import load_manifest
 from seam.data.readers import DigitsReader
 from seam.errors import SeamError
+from seam.io import save_tensors, write_json
 
 TRAIN, TEST = 40, 20
 COUNT = TRAIN + TEST
@@ -235,3 +238,24 @@ def test_gray_and_coloured_decoding(write_folder):
     folder = write_folder(mode="RGB", per_class=1)
     path = str(next((folder / "train/digit0").iterdir()))
     assert read_image(path, 1).mode == "L" and read_image(path, 3).mode == "RGB"
+
+
+@pytest.mark.parametrize("tensors", [{"x": (12, 8, 8, 1)}, {"pixels": (12, 8, 8, 3)}, {"pixels": (11, 8, 8, 1)}])
+def test_a_cache_of_the_wrong_shape_is_made_again(write_folder, tmp_path, tensors):
+    folder = write_folder(per_class=6, classes=2)
+    whole = load("folder", tmp_path / "data", "train", folder).pixels
+    cache = next((tmp_path / "data").rglob("train-*.safetensors"))
+    save_tensors(cache, {name: torch.zeros(shape, dtype=torch.uint8) for name, shape in tensors.items()})
+    assert torch.equal(load("folder", tmp_path / "data", "train", folder).pixels, whole)
+
+
+@pytest.mark.parametrize("key", ["classes", "mean", "train", "image_size", "sha256", "channels"])
+@pytest.mark.parametrize("value", [None, [], {}, -1])
+def test_a_manifest_of_the_wrong_shape_is_made_again(write_folder, tmp_path, key, value):
+    folder = write_folder(per_class=2, classes=2)
+    manifest = fetch("folder", tmp_path / "data", folder)
+    path = next((tmp_path / "data").rglob("manifest.json"))
+    write_json(path, {**manifest, key: value})
+    with pytest.raises(SeamError, match=f"manifest.json: .*{key}.*run `seam fetch` again"):
+        load_manifest(path)
+    assert described("folder", tmp_path / "data", folder) == manifest

@@ -220,6 +220,30 @@ def test_a_broken_provenance_file_is_named(chain, content):
         check_inputs(chain[0], [chain[2]])
 
 
+@pytest.mark.parametrize("key", ["stage", "self", "x"])
+def test_a_provenance_file_of_another_job_shape_is_named(chain, key):
+    path = chain[2].with_name("provenance.json")
+    content = io.read_json(path)
+    for job in ({key: "x"}, {"model": "a.b"}, {"seed": "0"}):
+        io.write_json(path, {**content, "job": job})
+        with pytest.raises(SeamError, match="search/provenance.json: job"):
+            check_inputs(chain[0], [chain[2]])
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/proc/self/mem", ".", "a" * 300, "\0"])
+def test_recorded_inputs_that_are_no_files_end_no_check(chain, name):
+    params, weights, policy, _ = chain
+    path = policy.with_name("provenance.json")
+    content = io.read_json(path)
+    io.write_json(path, {**content, "inputs": {**content["inputs"], name: "0" * 64}})
+    if name == "/proc/self/mem":
+        with pytest.raises(SeamError, match="was made from another version of /proc/self/mem"):
+            check_inputs(params, [policy])
+    else:
+        check_inputs(params, [policy])
+    assert verify(params)
+
+
 # `seam verify`, on a real run of the smoke set.
 
 

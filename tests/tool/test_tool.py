@@ -229,6 +229,28 @@ def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
         seam.load_finetuned(seam.quantize(model, policies[1]), tmp_path / "tuned.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda bounds: bounds[:1], "holds no range of integers"),
+        (lambda bounds: bounds > 0, "holds no range of integers"),
+        (lambda bounds: bounds * torch.nan, "holds no range of integers"),
+        (lambda bounds: bounds.flip(0), "holds no range of integers"),
+    ],
+)
+def test_weights_with_broken_quantizers_are_refused(model, tmp_path, change, message):
+    found = seam.search(model, budget="w3a3", method="uniform")
+    state = seam.quantize(model, found).state_dict()
+    name = next(name for name in state if name.endswith(".bounds"))
+    save_tensors(tmp_path / "w.safetensors", {**state, name: change(state[name])})
+    with pytest.raises(SeamError, match=f"w.safetensors: .*{message}"):
+        seam.load_finetuned(seam.quantize(model, found), tmp_path / "w.safetensors")
+    weight = next(name for name in state if name.endswith("weight.original"))
+    save_tensors(tmp_path / "w.safetensors", {**state, weight: state[weight] * torch.nan})
+    with pytest.raises(SeamError, match="weights hold NaN"):
+        seam.load_finetuned(seam.quantize(model, found), tmp_path / "w.safetensors")
+
+
 def test_a_model_that_cannot_run_on_small_images_gets_larger_ones(folder):
     model = timm.create_model("inception_v3", num_classes=10).eval()
     model.pretrained_cfg["input_size"] = (3, 96, 96)
