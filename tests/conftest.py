@@ -1,6 +1,7 @@
 """Shared by all tests: one real run of the smoke set by each engine, made when a test first asks for it."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from engines import copy_repository, run, snakemake, text
 from seam.experiment.params import Params, load_params
 
 SMOKE = "experiments/smoke.yaml"
+
+# A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C; some tests send one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
