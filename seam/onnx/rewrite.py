@@ -102,9 +102,9 @@ class Rewriter:
             values = weight.integers * steps
             return self._tensor(f"{name}_constant", values.T if transposed else values)
         output = f"{name}_quantized"
-        if f"{name}weight_integers" not in self.tensors:
+        if f"{name}_integers" not in self.tensors:
             integers = weight.integers.T if transposed else weight.integers
-            stored = self._tensor(f"{name}weight_integers", integers, integer_type(weight.grid.bits, True, self.opset))
+            stored = self._tensor(f"{name}_integers", integers, integer_type(weight.grid.bits, True, self.opset))
             step = self._tensor(f"{layer}.weight_step", weight.grid.step)
             self._node("DequantizeLinear", [stored, step], output, axis=int(transposed))
         return output
@@ -151,7 +151,7 @@ class Rewriter:
         zero = self._tensor(f"{native}_zero", np.zeros(()), kind)
         key = (x, grid.low, grid.high, grid.step.tobytes())
         if key not in self.quantized:
-            integers = self._node("QuantizeLinear", [x, step, zero], f"{output}weight_integers")
+            integers = self._node("QuantizeLinear", [x, step, zero], f"{output}_integers")
             if clipped:
                 low, high = (self._tensor(f"{native}_{end}", np.array(end), kind) for end in (grid.low, grid.high))
                 integers = self._node("Clip", [integers, low, high], f"{output}_clipped")
