@@ -79,6 +79,18 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def read_text(path: str | Path, missing: str = "no such file") -> str:
+    """Read UTF-8 text, whatever the locale; SeamError names a file that cannot be read, or is in another encoding."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SeamError(f"{path}: {missing}") from None
+    except OSError as error:
+        raise SeamError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise SeamError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically; the same value gives the same bytes."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from seam.errors import SeamError, shown, unknown
+from seam.io import read_text
 from seam.settings import (
     Alias,
     Evaluate,
@@ -225,14 +226,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises SeamError naming the file and each bad key, with the closest valid name for a misspelt one.
     """
     path = Path(path)
+    text = read_text(path, "no such parameter file; run from the repository root or give --params")
     try:
-        raw = yaml.load(path.read_bytes().decode("utf-8-sig"), _Loader)
-    except FileNotFoundError:
-        raise SeamError(f"{path}: no such parameter file; run from the repository root or give --params") from None
-    except OSError as error:
-        raise SeamError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise SeamError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raw = yaml.load(text, _Loader)
     except RecursionError:
         raise SeamError(f"{path}: not valid YAML: nested too deeply") from None
     except yaml.YAMLError as error:

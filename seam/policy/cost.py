@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from seam.errors import SeamError, shortened, unknown
+from seam.io import read_text
 from seam.models.layers import Layer
 
 CONVENTION = "searched and locked layers; first and last layer fixed at 8/8 and counted apart, as are excluded ones"
@@ -102,14 +103,7 @@ def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, i
     A policy's latency is the sum over its layers. Rows for the first, the last and excluded layers may be there and
     are not used. Raises SeamError naming the line for unknown layers, unreadable numbers and repeated rows.
     """
-    try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise SeamError(f"{path}: no such file") from None
-    except OSError as error:
-        raise SeamError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise SeamError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    lines = read_text(path).splitlines()
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     names = {layer.name for layer in layers}
     table: dict[tuple[str, int, int], float] = {}
