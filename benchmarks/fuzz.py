@@ -67,10 +67,10 @@ from seam.policy.convert import CSV_COLUMNS, torchao  # noqa: E402
 from seam.policy.cost import read_latency  # noqa: E402
 from seam.policy.file import entries, fit_policy, policy_layers, read_policy  # noqa: E402
 from seam.quant.apply import quantize  # noqa: E402
+from seam.quant.finetuned import is_finetuned, load_finetuned  # noqa: E402
 from seam.report.claims import claims_markdown  # noqa: E402
 from seam.report.tables import results_markdown, rows  # noqa: E402
 from seam.settings import Proxy  # noqa: E402
-from seam.tool.network import is_finetuned, load_finetuned  # noqa: E402
 from seam.tracking.records import records  # noqa: E402
 
 SECONDS = 10.0  # an input may take; most take a few milliseconds

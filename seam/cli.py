@@ -252,6 +252,7 @@ def main() -> None:
     closes the pipe (`| head`) ends it quietly."""
     from seam.errors import SeamError
     from seam.runtime.cores import quiet_collector
+    from seam.runtime.memory import exhausted
     from seam.training.stop import exit_within
 
     quiet_collector()
@@ -274,6 +275,10 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{_where(error)}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
+        if not (what := exhausted(error)):
+            raise
+        _fail(f"{what}; smaller batches or images need less")
 
 
 def _fail(message: str) -> NoReturn:

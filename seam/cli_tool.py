@@ -26,6 +26,16 @@ Lock = Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'bloc
 Exclude = Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores; by default all.")]
 ALL = available_cores()
+SPARED = max(1, ALL - 1)  # where threads meet thousands of times a second, one busy core holds all of them up
+ThreadsOfSearch = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads, at most as many as there are cores; by default all but one, and all for a method that trains.",
+        show_default=str(SPARED),
+    ),
+]
+TRAINING = ("joint", "seam")  # methods whose steps are long enough to gain by every core
 FEW_STEPS = 50  # of finetuning, below which it seldom helps
 DATA_ROOT = Path("data")
 
@@ -76,14 +86,14 @@ def search(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
-    threads: Threads = ALL,
+    threads: ThreadsOfSearch = None,
     data_root: DataRoot = DATA_ROOT,
 ) -> None:
     """Search a policy within a budget: policy.json.
 
     With --params: a stage of the pipeline.
     """
-    _limit(threads)
+    _limit(threads or (ALL if method in TRAINING else SPARED))
     from seam import io
     from seam.policy import show
     from seam.policy.budget import read_spec
@@ -241,28 +251,15 @@ def export(
     _limit(threads)
     from seam import io
     from seam import tool as api
-    from seam.onnx.export import export_verified
-    from seam.runtime.progress import phase, progress
 
     quantized, about = _quantized(policy, model, weights, data, data_root, device)
-    shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root)
-    metadata = {
-        "model": about["name"],
-        "classes": shown.classes if data and len(shown.classes) == quantized.num_classes else None,
-        "preprocessing": shown.preprocessing if data else api.preprocessing(quantized),
-        "policy_sha256": io.sha256(policy),
-        "seam": io.software()["seam"],
-    }
-    count = min(images, len(shown))
-    chosen = shown.subset([i * len(shown) // count for i in range(count)])
-    batches = ((x, y if metadata["classes"] else None) for x, y in chosen.batches(16))
-    batches = progress(batches, -(-count // 16), "compare with onnxruntime")
-    with phase("export to ONNX"):
-        report = export_verified(quantized, api.input_size(quantized), out, batches, opset, metadata)
+    shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root) if data else None
+    stored = {"policy_sha256": io.sha256(policy)}
+    report = api.export(quantized, out, shown, count=images, opset=opset, name=about["name"], metadata=stored)
     top1 = ", ".join(f"{key} {report[key]:g}" for key in ("top1_onnxruntime", "top1_pytorch") if key in report)
     typer.echo(
         f"export: {about['name']}, {out}: {report['file_mb']:.3f} MB, opset {report['opset']}, equal to PyTorch on "
-        f"{count} images{top1 and ', ' + top1}"
+        f"{report['images']} images{top1 and ', ' + top1}"
     )
 
 

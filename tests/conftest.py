@@ -1,11 +1,14 @@
 """Shared by all tests: one real run of the smoke set by each engine, made when a test first asks for it."""
 
+import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from engines import copy_repository, run, snakemake, text
+from filelock import FileLock
 
 from seam.experiment.params import Params, load_params
 
@@ -15,23 +18,46 @@ SMOKE = "experiments/smoke.yaml"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# As many tests as cores run side by side (pytest-xdist); with more threads each they would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, for all of pytest's workers: the first that asks makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"{name}-once"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            make(folder / "seam")
+            (folder / "made").touch()
+    return folder / "seam"
+
 
 @pytest.fixture(scope="session")
 def smoke_results(tmp_path_factory) -> tuple[Params, Path]:
     """The smoke set run by Snakemake in a copy of the repository: (parameters, root of the copy). Do not change it."""
-    root = copy_repository(tmp_path_factory.mktemp("smoke") / "seam")
-    done = snakemake(root, "--cores", "8", "--configfile", SMOKE)
-    root.with_name("log").write_text(text(done))
+
+    def make(root: Path) -> None:
+        copy_repository(root)
+        done = snakemake(root, "--cores", "8", "--configfile", SMOKE)
+        root.with_name("log").write_text(text(done))
+
+    root = made_once(tmp_path_factory, "smoke", make)
     return load_params(root / SMOKE), root
 
 
 @pytest.fixture(scope="session")
 def dvc_results(tmp_path_factory) -> tuple[Params, Path]:
     """The smoke set run by `dvc repro` in a fresh git repository without any remote. Do not change it."""
-    root = copy_repository(tmp_path_factory.mktemp("dvc") / "seam")
-    shutil.copy2(root / SMOKE, root / "params.yaml")
-    run(root, "git", "-c", "user.name=seam", "-c", "user.email=seam@localhost", "commit", "--quiet", "-am", "smoke")
-    run(root, "dvc", "repro")
+
+    def make(root: Path) -> None:
+        copy_repository(root)
+        shutil.copy2(root / SMOKE, root / "params.yaml")
+        run(root, "git", "-c", "user.name=seam", "-c", "user.email=seam@localhost", "commit", "--quiet", "-am", "smoke")
+        run(root, "dvc", "repro")
+
+    root = made_once(tmp_path_factory, "dvc", make)
     return load_params(root / SMOKE), root
 
 

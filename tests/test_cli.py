@@ -55,7 +55,10 @@ def test_help_groups_the_commands_for_a_model_apart_from_the_stages():
 @pytest.mark.parametrize("command", ["search", "finetune", "evaluate", "export"])
 def test_help_of_the_tool_says_the_threads_and_whether_data_is_needed(command):
     text = " ".join(seam(command, "--help").stdout.replace("│", " ").split())
-    assert f"by default all. [default: {available_cores()}]" in text
+    cores = available_cores()
+    threads = text[text.index("--threads ") :]
+    assert f"[default: {max(1, cores - 1) if command == 'search' else cores}]" in threads
+    assert ("all but one" if command == "search" else "by default all.") in threads
     data = text[text.index("--data ") :].split(" --")[0]
     assert ("[required]" in data) == (command in ("finetune", "evaluate"))
     assert ("by default scikit-learn's digits" in data) == (command in ("search", "export"))

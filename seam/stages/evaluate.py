@@ -12,10 +12,10 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     """Measure a policy, calibrated only and after finetuning, and write metrics.json and hits.json."""
     import_torch()
     from seam.experiment.results import pack, read_full_precision
-    from seam.policy.file import read_policy, totals
+    from seam.policy.file import totals
+    from seam.quant.finetuned import load_finetuned
     from seam.quant.kernels import use_kernels
     from seam.stages.target import quantized
-    from seam.tool.network import load_finetuned
     from seam.training.evaluate import evaluate_each
 
     inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
@@ -36,7 +36,7 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
         **{f"calibrated_{k}": calibrated[k] for k in keys},
         **{f"fp_{k}": full[k] for k in keys},
         **{k: v for k, v in costs.items() if k in ("bitops_g", "bitops_g_fixed", "size_mb")},
-        "budget_share": read_policy(policy).get("budget", {}).get("share"),
+        "budget_share": measured.policy.get("budget", {}).get("share"),
         "images": len(test),
     }
     packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}

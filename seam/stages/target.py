@@ -93,8 +93,9 @@ def quantized(params: Params, model: str, weights: Path, policy: Path, device: A
     target, settings = Target(params, model), params.finetune
     network = target.network(weights)
     network = network.to(device, memory_format=torch.channels_last)
-    layers, bits = apply_policy(network, read_policy(policy), target.size, policy)
+    content = read_policy(policy)
+    layers, bits = apply_policy(network, content, target.size, policy)
     train = target.images(network, "train", settings.images, settings.seed)
     batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=settings.seed, device=device)
     calibrate(network, [next(iter(batches))])
-    return Quantized(target, network, train, layers, bits)
+    return Quantized(target, network, train, content, layers, bits)

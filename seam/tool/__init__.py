@@ -8,15 +8,19 @@
     quantized = seam.quantize(model, policy)                                # a module that trains
     seam.calibrate(quantized, seam.open_images("path/to/folder", model, full_size=True))
     seam.evaluate(quantized, seam.open_images("path/to/folder", model, "test", full_size=True))
+    seam.export(quantized, "model.onnx", seam.open_images("path/to/folder", model, "test", full_size=True))
 """
 
+from seam.quant.finetuned import is_finetuned, load_finetuned
+from seam.tool.export import export
 from seam.tool.images import held_out, input_size, open_images, preprocessing
-from seam.tool.network import calibrate, evaluate, file_mb, finetune, is_finetuned, load_finetuned, quantize
+from seam.tool.network import calibrate, evaluate, file_mb, finetune, quantize
 from seam.tool.search import search
 
 __all__ = [
     "calibrate",
     "evaluate",
+    "export",
     "file_mb",
     "finetune",
     "held_out",

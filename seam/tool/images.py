@@ -12,8 +12,6 @@ from seam.errors import SeamError
 from seam.models.find import default_input_size
 
 PROXY_SIZE = 64  # pixels: the largest side of the images that a search sees, unless told otherwise
-
-
 HELD_OUT_IMAGES = 512  # on which finetuning is measured, before and after
 
 

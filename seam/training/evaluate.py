@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seam.errors import SeamError
 from seam.models.features import capture_features
+from seam.runtime.memory import enough_memory
 from seam.runtime.process import loader_workers
 from seam.runtime.progress import progress
 from seam.training.divergence import first_infinite_layer, not_finite
@@ -33,7 +34,7 @@ def evaluate_each(
     batches = images.batches(batch_size, device=device, workers=loader_workers(device))
     hits5 = loss = torch.zeros((), device=device)
     hits, features, labels = [], [], []
-    with capture_features(model) as captured:
+    with enough_memory(label, "the batch size", batch_size), capture_features(model) as captured:
         for x, y in progress(batches, len(batches), label):
             logits = model(x).float()
             top = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seam.errors import SeamError
+from seam.runtime.memory import enough_memory
 from seam.runtime.meter import Meter
 from seam.runtime.process import loader_workers
 from seam.runtime.progress import progress
@@ -60,8 +61,8 @@ def fit(
         section: of the parameters that the settings are in, for messages.
 
     Raises:
-        SeamError: the training diverged; the last checkpoint stays as it was. Or the checkpoint is another model's,
-            or one's on images of another size.
+        SeamError: the training diverged, or memory ran out; the last checkpoint stays as it was. Or the checkpoint is
+            another model's, or one's on images of another size.
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT ended it.
     """
     groups = [group for group in groups if group.params]
@@ -118,7 +119,8 @@ def fit(
         return not set(infinite_tensors(module)) - infinite and checkpoints.save(run)
 
     losses: list[Tensor] = []  # of the steps since the last row
-    with meter.part("train"), Stop() as stop:
+    key = f"{section + '.' * bool(section)}batch_size"
+    with enough_memory(label, key, batch_size), meter.part("train"), Stop() as stop:
         for epoch, position, x, y in progress(batches(), total - run.step, label):
             done = run.step / total
             for group, optimizer in zip(groups, run.optimizers, strict=True):

@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from seam.data import loaders
 from seam.data.fetch import labels
 from seam.data.loaders import FileSet, TensorSet, load, prepare_as_trained
 from seam.errors import SeamError
+from seam.runtime.memory import enough_memory
 
 
 def epoch(images, **options):
@@ -244,6 +249,15 @@ def test_each_image_of_an_epoch_gets_a_crop_of_its_own(large_folder, tmp_path):
     assert len({tuple(image.flatten().tolist()) for image in x}) == 20
     plain, _ = epoch(one, seed=0)
     assert plain.equal(plain[:1].expand_as(plain))
+
+
+def test_a_killed_worker_is_named(large_folder, tmp_path):
+    images = load("folder", tmp_path, "train", large_folder, image_size=64)
+    said = pytest.raises(SeamError, match="^finetune: a process that reads images was killed.*lower x.batch_size")
+    with said, enough_memory("finetune", "x.batch_size", 2):
+        for number, _ in enumerate(images.batches(2, workers=2)):
+            if number == 1:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

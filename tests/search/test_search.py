@@ -78,6 +78,25 @@ def test_the_search_ends_decided_near_its_budget_and_learns(digits, trained):
     assert given.meter.images == 4 * (len(digits) // 64) * 64
 
 
+ODD_PROXIES = {
+    "classes missing": lambda labels: ((labels != 3) & (labels != 7)).nonzero()[:128, 0],
+    "one class": lambda labels: (labels == 4).nonzero()[:64, 0],
+    "one image a class": lambda labels: torch.stack([(labels == k).nonzero()[0, 0] for k in range(10)]),
+    "fewer than a batch": lambda labels: torch.arange(7),
+    "one image": lambda labels: torch.arange(1),
+}
+
+
+@pytest.mark.parametrize("proxy", ODD_PROXIES)
+@pytest.mark.parametrize("method", ["jacobian", "joint", "seam", "sensitivity"])
+def test_poor_proxies_give_a_sound_policy(method, proxy, digits, trained):
+    given = problem(digits.subset(ODD_PROXIES[proxy](digits.labels).tolist()))
+    given.model.load_state_dict(trained)
+    assigned, share = searched(method, given)
+    assert len(assigned) == len(given.names) and share <= 1
+    assert all(np.isfinite(value) for row in given.history for value in row.values())
+
+
 @pytest.mark.parametrize("budget", ["w2a3", "w5a5"])
 @pytest.mark.parametrize("method", ["joint", "seam"])
 def test_the_budget_term_pulls_from_both_sides(method, budget, digits, trained):

@@ -220,35 +220,22 @@ def test_held_out_images_are_those_that_training_does_not_see(folder, model):
     assert few.labels.bincount().tolist() == [2] * 10 and few.image_size == (SIZE, SIZE)
 
 
-def test_weights_tuned_under_other_bits_are_refused(model, tmp_path):
-    policies = [seam.search(model, budgets=["w2a2", "w5a5"], method="random")[i] for i in (0, 1)]
-    tuned = seam.quantize(model, policies[0])
-    save_tensors(tmp_path / "tuned.safetensors", tuned.state_dict())
-    assert seam.load_finetuned(seam.quantize(model, policies[0]), tmp_path / "tuned.safetensors")
-    with pytest.raises(SeamError, match="tuned under another policy"):
-        seam.load_finetuned(seam.quantize(model, policies[1]), tmp_path / "tuned.safetensors")
+def test_export_from_python_says_how_images_are_prepared(folder, model, tmp_path):
+    model.pretrained_cfg["input_size"] = (3, SIZE, SIZE)
+    images = seam.open_images(folder / "split", model, "test", full_size=True)
+    quantized = seam.calibrate(seam.quantize(model, seam.search(model, budget="w4a4", method="uniform")), images)
+    report = seam.export(quantized, tmp_path / "m.onnx", images, count=20, name="mine", metadata={"for": "a test"})
+    assert report["verdict"] == "equal" and report["images"] == 20 and "top1_onnxruntime" in report
+    stored = {key: json.loads(text) for key, text in onnx_metadata(tmp_path / "m.onnx").items()}
+    assert stored["model"] == "mine" and stored["for"] == "a test" and stored["classes"] == images.classes
+    assert stored["preprocessing"] == images.preprocessing
+    report = seam.export(quantized, tmp_path / "m.onnx", count=8)  # digits: their classes are not taken for the model's
+    assert report["images"] == 8 and "top1_onnxruntime" not in report
+    assert json.loads(onnx_metadata(tmp_path / "m.onnx")["classes"]) is None
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda bounds: bounds[:1], "holds no range of integers"),
-        (lambda bounds: bounds > 0, "holds no range of integers"),
-        (lambda bounds: bounds * torch.nan, "holds no range of integers"),
-        (lambda bounds: bounds.flip(0), "holds no range of integers"),
-    ],
-)
-def test_weights_with_broken_quantizers_are_refused(model, tmp_path, change, message):
-    found = seam.search(model, budget="w3a3", method="uniform")
-    state = seam.quantize(model, found).state_dict()
-    name = next(name for name in state if name.endswith(".bounds"))
-    save_tensors(tmp_path / "w.safetensors", {**state, name: change(state[name])})
-    with pytest.raises(SeamError, match=f"w.safetensors: .*{message}"):
-        seam.load_finetuned(seam.quantize(model, found), tmp_path / "w.safetensors")
-    weight = next(name for name in state if name.endswith("weight.original"))
-    save_tensors(tmp_path / "w.safetensors", {**state, weight: state[weight] * torch.nan})
-    with pytest.raises(SeamError, match="weights hold NaN"):
-        seam.load_finetuned(seam.quantize(model, found), tmp_path / "w.safetensors")
+def onnx_metadata(path):
+    return InferenceSession(path).get_modelmeta().custom_metadata_map
 
 
 def test_a_model_that_cannot_run_on_small_images_gets_larger_ones(folder):
