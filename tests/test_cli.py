@@ -57,7 +57,7 @@ def test_help_of_the_tool_says_the_threads_and_whether_data_is_needed(command):
     text = " ".join(seam(command, "--help").stdout.replace("│", " ").split())
     cores = available_cores()
     threads = text[text.index("--threads ") :]
-    assert f"[default: {max(1, cores - 1) if command == 'search' else cores}]" in threads
+    assert f"[default: {f'({max(1, cores - 1)})' if command == 'search' else cores}]" in threads
     assert ("all but one" if command == "search" else "by default all.") in threads
     data = text[text.index("--data ") :].split(" --")[0]
     assert ("[required]" in data) == (command in ("finetune", "evaluate"))

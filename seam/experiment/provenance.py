@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import shutil
@@ -17,7 +18,7 @@ from seam.experiment.graph import Node, nodes
 from seam.experiment.params import STAGE_KEYS, Job, Params
 from seam.settings import Alias, Shape, check_shape
 
-ABANDONED = 3600  # seconds after which an unfinished folder of outputs is some killed job's
+ABANDONED = 3600  # seconds after which an unfinished folder of outputs is a killed job's, where locks cannot tell
 FRESH, STALE, MISSING, TAMPERED = "fresh", "stale", "missing", "tampered"
 
 
@@ -106,10 +107,11 @@ def writing(
     with io.named(target.parent):
         io.make_folder(target.parent)
         for old in target.parent.glob(".writing-*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - old.stat().st_mtime > ABANDONED:
+            with contextlib.suppress(OSError):
+                if not _held(old) or time.time() - old.stat().st_mtime > ABANDONED:
                     shutil.rmtree(old, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+        handle = _hold(folder)
     try:
         with io.named(target.parent, within=folder):
             yield folder
@@ -120,6 +122,27 @@ def writing(
                 os.replace(source, place)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _hold(folder: Path) -> int:
+    """Lock a folder of this process's, as far as its file system can, until the returned handle is closed."""
+    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _held(folder: Path) -> bool:
+    """Whether a running process locks a folder; True as well where the file system cannot tell."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
 
 
 def check_inputs(params: Params, inputs: Iterable[str | Path], job: Job | Mapping[str, Any] | None = None) -> None:

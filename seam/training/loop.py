@@ -61,8 +61,8 @@ def fit(
         section: of the parameters that the settings are in, for messages.
 
     Raises:
-        SeamError: the training diverged, or memory ran out; the last checkpoint stays as it was. Or the checkpoint is
-            another model's, or one's on images of another size.
+        SeamError: the training diverged, or memory ran out (the last checkpoint stays as it was); batches are too
+            small for BatchNorm; or the checkpoint is another model's, or one's on images of another size.
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT ended it.
     """
     groups = [group for group in groups if group.params]
@@ -107,8 +107,14 @@ def fit(
                     raise
 
     def forward(x: Tensor, y: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
-            return loss(x, y, done)
+        try:
+            with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
+                return loss(x, y, done)
+        except ValueError as wrong:
+            if "more than 1 value per channel" not in str(wrong):
+                raise
+            few = f"BatchNorm gets a single value a channel from a batch of {len(x)}"
+            raise SeamError(f"{label}: {few}; give at least 2 images, and batches of as many") from wrong
 
     def error(what: str, step: int, layer: str) -> SeamError:
         when = f"at step {step} of {total}, epoch {math.ceil(step / steps_per_epoch)}"

@@ -14,6 +14,7 @@ from engines import REPOSITORY, environment
 
 from seam import io
 from seam.errors import SeamError
+from seam.experiment import provenance
 from seam.experiment.graph import nodes
 from seam.experiment.params import Job, load_params, parse_params
 from seam.experiment.provenance import check_inputs, provenance_path, record, verify, writing
@@ -140,14 +141,18 @@ def test_an_output_that_is_a_folder_is_refused_before_anything_is_written(chain)
     assert [path.name for path in Path("other").iterdir()] == ["cost.json"]
 
 
-def test_what_a_killed_job_left_is_cleared_away_later(chain):
+def test_what_a_killed_job_left_is_cleared_away(chain):
+    """A folder that a running process writes to is locked, unless the file system knows no locks."""
     params, weights, _, _ = chain
-    for name, age in (("killed", 7200), ("running", 60)):
+    for name, age in (("killed", 0), ("running", 60), ("unknown", 7200)):
         folder = Path(f"other/.writing-{name}")
         io.write_text(folder / "policy.json", "half")
         os.utime(folder, (time.time() - age,) * 2)
+    handles = [provenance._hold(Path(f"other/.writing-{name}")) for name in ("running", "unknown")]
     write_both(params, weights, Path("other"), "new")
     assert [path.name for path in Path("other").glob(".writing-*")] == [".writing-running"]
+    for handle in handles:
+        os.close(handle)
 
 
 def test_fresh_inputs_and_foreign_files_pass(chain):

@@ -92,6 +92,10 @@ ODD_PROXIES = {
 def test_poor_proxies_give_a_sound_policy(method, proxy, digits, trained):
     given = problem(digits.subset(ODD_PROXIES[proxy](digits.labels).tolist()))
     given.model.load_state_dict(trained)
+    if (method, proxy) == ("joint", "one image"):  # it trains BatchNorm, and deep layers see 1x1 pixels
+        with pytest.raises(SeamError, match="BatchNorm gets a single value a channel.*give at least 2 images"):
+            searched(method, given)
+        return
     assigned, share = searched(method, given)
     assert len(assigned) == len(given.names) and share <= 1
     assert all(np.isfinite(value) for row in given.history for value in row.values())
