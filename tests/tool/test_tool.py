@@ -14,10 +14,14 @@ from digit_images import save_digits
 from engines import REPOSITORY, environment
 from onnxruntime import InferenceSession
 from PIL import Image
+from real_weights import efficientnet_lite0
+from sklearn.linear_model import LogisticRegression
 
 import seam.tool as seam
 from seam.errors import SeamError
 from seam.io import read_json, save_tensors, sha256
+from seam.models.build import replace_head
+from seam.models.features import extract_features
 from seam.models.find import find_layers
 from seam.policy.file import entries
 
@@ -60,6 +64,24 @@ def test_search_quantize_calibrate_finetune_evaluate(folder, model):
     assert history[-1]["loss"] < history[0]["loss"]
     metrics = seam.evaluate(quantized, seam.open_images(folder / "split", model, "test", image_size=SIZE))
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
+
+
+def test_finetuning_a_network_with_imagenet_weights_is_no_harm(folder):
+    """With the defaults; statistics of BatchNorm that followed the new images would end far below calibration."""
+    model = efficientnet_lite0()
+    train, test = (seam.open_images(folder / "split", model, part, image_size=96) for part in ("train", "test"))
+    features, labels = extract_features(model, train.batches(50))
+    fitted = LogisticRegression(C=0.01, max_iter=1000).fit(features.numpy(), labels.numpy())
+    replace_head(model, 10)
+    model.classifier.load_state_dict(
+        {"weight": torch.from_numpy(fitted.coef_), "bias": torch.from_numpy(fitted.intercept_)}
+    )
+    model.pretrained_cfg["input_size"] = (3, 96, 96)
+    quantized = seam.calibrate(seam.quantize(model, seam.search(model, train, "w5a5")), train)
+    full, before = seam.evaluate(model, test)["top1"], seam.evaluate(quantized, test)["top1"]
+    seam.finetune(quantized, train, epochs=2, batch_size=20)
+    after = seam.evaluate(quantized, test)["top1"]
+    assert full > 60 and after >= before
 
 
 @pytest.mark.parametrize("method", ["jacobian", "seam", "joint"])
