@@ -35,7 +35,7 @@ ThreadsOfSearch = Annotated[
         show_default=str(SPARED),
     ),
 ]
-TRAINING = ("joint", "seam")  # methods whose steps are long enough to gain by every core
+TRAINING = ("joint", "limpq", "seam")  # methods whose steps are long enough to gain by every core
 FEW_STEPS = 50  # of finetuning, below which it seldom helps
 DATA_ROOT = Path("data")
 
@@ -77,7 +77,7 @@ def search(
     exclude: Exclude = [],  # noqa: B006
     latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
     method: Annotated[
-        str, typer.Option(help="jacobian (no training), seam, joint, sensitivity, uniform or random (docs/methods.md).")
+        str, typer.Option(help="jacobian (no training), seam, hawq, fit, sqnr, sensitivity, limpq, joint, uniform, random (docs/methods.md).")
     ] = "jacobian",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a search that trains, on batches of 32 images.")] = 64,
     size: Annotated[

@@ -10,6 +10,9 @@ so the assignment minimises the sum of the errors, as if they were independent (
 al. 2020, and of most training-free methods, with features in place of the loss). No step is learned. Of the layers
 before the quantized one, convolutions and linear layers return what they returned for the full-precision model instead
 of computing it again.
+
+Option `distance`: features (the default), or kl, then E is the Kullback-Leibler divergence of the class probabilities
+from those of full precision, as in vendors' automatic modes.
 """
 
 import copy
@@ -23,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seam.errors import unknown
 from seam.models.features import capture_features
 from seam.quant.apply import calibrate, quantize
 from seam.quant.quantizer import weight_quantizer
@@ -43,6 +47,10 @@ def preferences(problem: Problem) -> np.ndarray:
         for x, y in [next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))]
         for i in range(0, count, CHUNK)
     ]
+    distance = settings.options.get("distance", "features")
+    if distance not in _DISTANCES:
+        raise unknown("distance", str(distance), tuple(_DISTANCES), "options")
+    answer, far = _DISTANCES[distance]
     errors = np.zeros((2, len(names), len(settings.bits)))  # of weights, of inputs
     searched = [layer for layer in problem.layers if not layer.fixed]
     jobs = [(j, batch) for j in range(len(settings.bits)) for batch in batches]
@@ -57,7 +65,7 @@ def preferences(problem: Problem) -> np.ndarray:
                     quantizer.enabled = False
             known: dict[str, list[Tensor]] = {}
             with _outputs(modules, names, known):
-                reference = _features(net, x)
+                reference = answer(net, x)
             problem.meter.look(len(x))
             for i, pair in enumerate(quantizers):
                 with _replayed(modules, names[:i], known):
@@ -65,7 +73,7 @@ def preferences(problem: Problem) -> np.ndarray:
                         if kind and problem.groups.index(problem.groups[i]) != i:
                             continue  # a shared input: its error is counted once, with the group's first layer
                         quantizer.enabled = True
-                        errors[kind, i, j] += (_features(net, x) - reference).square().sum().item() / count
+                        errors[kind, i, j] += far(answer(net, x), reference).item() / count
                         quantizer.enabled = False
                         problem.meter.look(len(x))
     return -(errors[0][:, :, None] + errors[1][:, None, :])
@@ -80,6 +88,18 @@ def _features(net: nn.Module, x: Tensor) -> Tensor:
     with capture_features(net) as features:
         net(x)
     return F.normalize(features[-1].float(), dim=1)
+
+
+def _log_probabilities(net: nn.Module, x: Tensor) -> Tensor:
+    """[N, K] logarithms of the classes' probabilities."""
+    return F.log_softmax(net(x).float(), dim=1)
+
+
+# What is compared, and how far the quantized network's is from full precision's, summed over the images.
+_DISTANCES = {
+    "features": (_features, lambda found, full: (found - full).square().sum()),
+    "kl": (_log_probabilities, lambda found, full: F.kl_div(found, full, reduction="sum", log_target=True)),
+}
 
 
 @contextmanager

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import MODELS, SIZE, create
+from architectures import MODELS, create
+from search_problems import BITS, CPU, Images, images, problem, whole
 from torch import nn
 
 from seam.errors import SeamError
 from seam.models.build import build
 from seam.models.features import capture_features
-from seam.models.find import find_layers
 from seam.models.layers import Layer
 from seam.policy.budget import parse_budget
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples, quantize
@@ -21,47 +21,11 @@ from seam.search import jacobian
 from seam.search.problem import Problem
 from seam.settings import Model, SearchSettings
 
-CPU = torch.device("cpu")
-BITS = (2, 4, 6)
-
-
-class Images:
-    """Images as a method asks for them."""
-
-    def __init__(self, x, labels=None):
-        self.x = x
-        self.labels = torch.arange(len(x)) % 4 if labels is None else labels
-
-    def __len__(self):
-        return len(self.x)
-
-    def batches(self, count, **_):
-        yield self.x[:count], self.labels[:count]
-
 
 @pytest.fixture(autouse=True)
 def eager():
     use_kernels("eager")
     torch.set_num_threads(1)
-
-
-def images(count=8, seed=0):
-    return torch.randn(count, *SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-def whole(model):
-    """timm starts some residual branches with a scale of nearly 0: nothing in them would matter."""
-    for name, parameter in model.named_parameters():
-        if name.endswith(("weight", "gamma", "gain")) and parameter.abs().max() < 1e-3:
-            torch.nn.init.constant_(parameter, 0.5)
-    return model
-
-
-def problem(model, x, draws=2, seed=0):
-    layers = find_layers(model, SIZE)
-    settings = SearchSettings(bits=BITS, options={"images": len(x), "draws": draws})
-    budgets = [parse_budget("w4a4", layers, BITS)]
-    return Problem(copy.deepcopy(model), layers, Images(x), budgets, settings, seed, CPU, Meter(CPU))
 
 
 def input_steps_of_full_precision(net, x):

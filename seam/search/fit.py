@@ -1,0 +1,104 @@
+"""Training-free: the trace of the Fisher information of each tensor times its mean squared quantization error.
+
+FIT (Zandonati et al. 2022, arXiv 2210.08502): the divergence between the network's predictions before and after
+quantization is, to second order and for errors that point anywhere,
+
+    E_tb = Tr(F_t) mean((Q_b(t) - t)^2),        P_lwa = -(E_lw + E_la),
+
+with Tr(F_t) = mean_i E_y ||d log p(y|x_i) / dt||^2 the trace of the Fisher information.
+
+Sees images, not their labels: y is drawn from the network's own predictions, `draws` times, which makes it the Fisher
+information itself; the paper takes the proxy's labels (the empirical Fisher), which a foreign proxy has not got. Since
+the gradient's mean over y is zero and the images' y are independent, the square of a batch's gradient is unbiased for
+the sum of the images' squares. Options: `images`, `draws`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seam.models.shared_inputs import weight_parameter
+from seam.runtime.progress import progress
+from seam.search.problem import Problem
+from seam.search.tensors import Watched, check_unchanged, counts, falling, watch_tensors
+
+DATA = True
+QUANTIZERS = False  # their errors are taken here, at steps of their own
+IMAGES = 128
+DRAWS = 4
+BATCH = 16
+
+# (logits [N, K], tensors, draws, noise) -> for each tensor the sum over draws and images of its curvature's trace
+Traces = Callable[[Tensor, Sequence[Tensor], int, torch.Generator], Tensor]
+
+
+def preferences(problem: Problem) -> np.ndarray:
+    """[L, B, B] minus the expected divergence of each layer's (weight bits, activation bits)."""
+    return trace_times_error(problem, fisher_traces, "fit")
+
+
+def fisher_traces(logits: Tensor, tensors: Sequence[Tensor], draws: int, noise: torch.Generator) -> Tensor:
+    """[T] sum over draws and images of the squared gradients of log p(y|x) by each of T tensors, y drawn from p."""
+    total = torch.zeros(len(tensors), dtype=torch.float64, device=logits.device)
+    p = logits.detach().softmax(1)
+    for left in reversed(range(draws)):
+        y = torch.multinomial(p, 1, generator=noise)[:, 0]
+        loss = F.cross_entropy(logits, y, reduction="sum")
+        gradients = torch.autograd.grad(loss, tensors, retain_graph=left > 0, allow_unused=True)
+        total += torch.stack([total.new_zeros(()) if g is None else g.double().square().sum() for g in gradients])
+    return total
+
+
+def trace_times_error(problem: Problem, traces: Traces, label: str) -> np.ndarray:
+    """[L, B, B] minus the sum of both tensors' trace of curvature x mean squared error.
+
+    A tensor that several layers read counts with its first layer; its trace is the sum of those by way of each.
+    """
+    model = problem.model.eval().requires_grad_(False)
+    draws, count = counts(problem.settings.options, ("images", "draws"), IMAGES, DRAWS)
+    count = min(count, len(problem.images))
+    x, _ = next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))
+    with problem.meter.part("setup"):
+        watched = watch_tensors(problem, x)
+    layers, width = list(watched.values()), len(problem.settings.bits)
+    weights = [weight_parameter(one.layer).requires_grad_() for one in layers]
+    noise = torch.Generator(problem.device).manual_seed(problem.seed)
+    curvature = torch.zeros(2, len(layers), dtype=torch.float64, device=x.device)
+    squares = torch.zeros(2, len(layers), width, dtype=torch.float64, device=x.device)
+    elements = torch.ones(2, len(layers), 1, dtype=torch.float64, device=x.device)
+    with problem.meter.part("sensitivity"):
+        batches = x.split(BATCH)
+        for batch in progress(batches, len(batches), label):
+            with torch.enable_grad():
+                logits = model(batch).float()
+                reads = [(one.group, read) for one in layers for read in one.reads]
+                found = traces(logits, [*weights, *(read for _, read in reads)], draws, noise)
+            check_unchanged(watched)
+            curvature[0] += found[: len(layers)]
+            curvature[1].index_add_(
+                0, torch.tensor([group for group, _ in reads], device=x.device), found[len(layers) :]
+            )
+            _add_input_errors(layers, squares[1], elements[1], len(batch))
+            for one in layers:
+                one.forget()
+            problem.meter.look(len(batch), forwards=1 + 2 * draws + width)
+    for i, one in enumerate(layers):
+        squares[0, i] = torch.stack([error.double().square().sum() for error in one.errors])
+        elements[0, i] = one.errors[0].numel()
+    squares[1] /= count
+    errors = curvature.clamp(min=0)[:, :, None] / (count * draws) * squares / elements
+    errors = np.apply_along_axis(falling, 2, errors.cpu().numpy())
+    return -(errors[0][:, :, None] + errors[1][:, None, :])
+
+
+@torch.no_grad()
+def _add_input_errors(layers: Sequence[Watched], squares: Tensor, elements: Tensor, count: int) -> None:
+    """Add a batch's squared errors of what each group's first layer read; note how many elements an image has of it."""
+    for i, one in enumerate(layers):
+        if one.group == i:
+            for b in range(squares.shape[1]):
+                squares[i, b] += sum(one.inputs.error(read, b).double().square().sum() for read in one.reads)
+            elements[i] = sum(read.numel() for read in one.reads) / count

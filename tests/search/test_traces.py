@@ -1,0 +1,153 @@
+"""Methods of published papers: their curvatures and errors against definitions, on networks of every kind."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import MODELS, create
+from search_problems import BITS, images, problem, whole
+from torch import nn
+
+from seam.errors import SeamError
+from seam.models.build import build
+from seam.quant.functional import initial_steps, integer_bounds
+from seam.quant.kernels import use_kernels
+from seam.quant.quantizer import channel_samples
+from seam.search import fit, hawq, limpq, sensitivity, sqnr
+from seam.settings import Model
+
+METHODS = {"fit": fit, "hawq": hawq, "sqnr": sqnr}
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    use_kernels("eager")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small():
+    """Two layers, smooth between them: (logits [6, 3], [weight, what the second layer reads])."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+    read = F.softplus(first(torch.randn(6, 4, dtype=torch.float64))).detach().requires_grad_()
+    return second, read
+
+
+def test_fisher_traces_are_those_of_all_labels_weighed_by_the_predictions(small):
+    layer, read = small
+    exact = torch.zeros(2)
+    p = layer(read).softmax(1)
+    for i, y in ((i, y) for i in range(6) for y in range(3)):
+        loss = F.cross_entropy(layer(read)[i : i + 1], torch.tensor([y]))
+        exact += p[i, y] * torch.stack([g.square().sum() for g in torch.autograd.grad(loss, [layer.weight, read])])
+    noise = torch.Generator().manual_seed(0)
+    found = fit.fisher_traces(layer(read), [layer.weight, read], 4000, noise) / 4000
+    assert found.tolist() == pytest.approx(exact.tolist(), rel=0.05)
+
+
+def test_hessian_traces_are_those_of_the_whole_hessian(small):
+    layer, read = small
+    y = layer(read).argmax(1)
+
+    def of_weight(w):
+        return F.cross_entropy(F.linear(read.detach(), w, layer.bias), y, reduction="sum")
+
+    def of_read(x):
+        return F.cross_entropy(layer(x), y, reduction="sum")
+
+    exact = [
+        torch.autograd.functional.hessian(f, t.detach()).reshape(t.numel(), -1).trace().item()
+        for f, t in ((of_weight, layer.weight), (of_read, read))
+    ]
+    noise = torch.Generator().manual_seed(0)
+    found = hawq.hessian_traces(layer(read), [layer.weight, read], 4000, noise) / 4000
+    assert found.tolist() == pytest.approx(exact, rel=0.05)
+
+
+def test_sqnr_is_the_noise_of_each_tensor_as_a_share_of_its_signal():
+    torch.manual_seed(0)
+    model = build(Model(name="test_resnet"), 10, 3)
+    given = problem(model, images(4))
+    given.settings.options.pop("draws")
+    table = sqnr.preferences(given)
+    layer = dict(model.named_modules())[given.names[0]]
+    values, counts = channel_samples(layer.weight)
+    bounds = integer_bounds(BITS, signed=True)
+    steps = initial_steps(values, bounds, counts)
+    share = []
+    for b in range(len(BITS)):
+        step = steps[b].view(-1, 1, 1, 1)
+        rounded = (layer.weight / step).round().clamp(*bounds[:, b].tolist()) * step
+        share.append(((rounded - layer.weight).square().sum() / layer.weight.square().sum()).item())
+    assert np.diff(-table[0, :, -1]) == pytest.approx(np.diff(share), rel=1e-4)
+    assert 0 < share[-1] < 0.01 < share[0] < 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_layer_of_every_architecture_has_an_error(method, name):
+    given = problem(whole(create(name)), images(4), draws=2)
+    if method == "sqnr":
+        given.settings.options.pop("draws")
+    table = METHODS[method].preferences(given)
+    assert np.isfinite(table).all() and (table <= 0).all()
+    assert (np.diff(table, axis=1) >= 0).all() and (np.diff(table, axis=2) >= 0).all()
+    for i, group in enumerate(given.groups):
+        shared = given.groups.index(group) != i  # the input's error is counted once, with the group's first layer
+        assert (np.ptp(table[i], axis=1).max() == 0) >= shared
+        if method != "hawq":  # a Hessian of a piecewise linear network may be 0 or less
+            assert np.ptp(table[i], axis=0).max() > 0
+    assert np.ptp(table) > 0 and given.meter.images == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unknown_options_are_named(method):
+    given = problem(build(Model(name="test_resnet"), 10, 3), images(4))
+    given.settings.options.clear()
+    given.settings.options["image"] = 3
+    with pytest.raises(SeamError, match="option.*'?image'?.*did you mean images"):
+        METHODS[method].preferences(given)
+
+
+def test_divergence_of_predictions_as_a_distance():
+    """Quantizing one layer: the divergence that `sensitivity` sums is that of the networks' own answers."""
+    torch.manual_seed(0)
+    model = build(Model(name="test_resnet"), 10, 3)
+    given, other = problem(model, images(4)), problem(model, images(4))
+    given.settings.options.update(distance="kl")
+    other.settings.options.clear()
+    table, features = sensitivity.preferences(given), sensitivity.preferences(other)
+    assert np.isfinite(table).all() and (table <= 1e-6).all() and not np.allclose(table, features)
+    p, q = torch.randn(2, 5, 3, dtype=torch.float64).softmax(2).log()
+    far = sensitivity._DISTANCES["kl"][1]
+    assert far(q, p).item() == pytest.approx((p.exp() * (p - q)).sum().item())
+    given.settings.options.update(distance="lk")
+    with pytest.raises(SeamError, match="distance.*did you mean kl"):
+        sensitivity.preferences(given)
+
+
+def test_learned_steps_fall_with_the_bits_and_differ_from_the_first_ones():
+    torch.manual_seed(0)
+    x = images(32)
+    given = problem(build(Model(name="test_resnet"), 10, 3), x)
+    given.settings = given.settings.model_copy(
+        update={"options": {}, "epochs": 2, "batch_size": 8, "calibration_images": 8, "kernels": "eager"}
+    )
+    given.images = _Batches(x)
+    table = limpq.preferences(given)
+    assert np.isfinite(table).all() and (table < 0).all() and len(given.history) > 0
+    assert (np.diff(table.mean(0), axis=0) > 0).all() and (np.diff(table.mean(0), axis=1) > 0).all()
+
+
+class _Batches:
+    """Images as `fit` asks for them."""
+
+    def __init__(self, x):
+        self.x, self.labels, self.classes, self.shape = x, torch.arange(len(x)) % 10, list("0123456789"), x.shape[1:]
+
+    def __len__(self):
+        return len(self.x)
+
+    def batches(self, size, **_):
+        yield from zip(self.x.split(size), self.labels.split(size), strict=True)
