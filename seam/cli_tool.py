@@ -77,7 +77,11 @@ def search(
     exclude: Exclude = [],  # noqa: B006
     latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
     method: Annotated[
-        str, typer.Option(help="jacobian (no training), seam, hawq, fit, sqnr, sensitivity, limpq, joint, uniform, random (docs/methods.md).")
+        str,
+        typer.Option(
+            help="jacobian, sensitivity, hawq, fit, sqnr (no training), seam, joint, limpq, uniform or random "
+            "(docs/methods.md)."
+        ),
     ] = "jacobian",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a search that trains, on batches of 32 images.")] = 64,
     size: Annotated[
