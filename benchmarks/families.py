@@ -31,7 +31,7 @@ MODELS = (
     "regnety_002",
     "ghostnetv2_100",
     "nf_regnet_b0",
-    "fastvit_t8",
+    "repvgg_a0",
     "convnext_atto",
     "mobilevit_xxs",
     "resnet18",

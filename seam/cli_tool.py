@@ -144,7 +144,10 @@ def finetune(
     weights: Weights = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate (SGD).")] = 0.005,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate (SGD).", show_default="0.005 at batches of 64, in proportion at others"),
+    ] = None,
     batch_norm: Annotated[str, typer.Option(help="Statistics: frozen, or updated (long training).")] = "frozen",
     distillation: Annotated[
         float,

@@ -12,6 +12,7 @@ from seam.errors import SeamError
 from seam.tool.images import input_size
 
 CALIBRATION_IMAGES = 256
+LR = 0.005  # of finetuning, at batches of 64
 
 
 def file_mb(model: nn.Module, policy: Mapping[str, Any]) -> float:
@@ -65,7 +66,7 @@ def finetune(
     *,
     epochs: int = 1,
     batch_size: int = 64,
-    lr: float = 0.005,
+    lr: float | None = None,
     step_lr: float = 1e-3,
     batch_norm: str = "frozen",
     distillation: float = 0.0,
@@ -77,7 +78,8 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Quantization-aware training of a quantized model, in place; returns the rows of its history.
 
-    The images' classes must be the model's (SeamError otherwise). `distillation`: share of the loss, 0 to 1, that is
+    The images' classes must be the model's (SeamError otherwise). `lr`: of SGD; by default 0.005 at batches of 64, and
+    in proportion at others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share of the loss, 0 to 1, that is
     the distance to the full-precision `teacher`'s predictions. `resume`: checkpoint of an interrupted run.
     """
     from seam.quant.kernels import use_kernels
@@ -87,6 +89,7 @@ def finetune(
     from seam.training.supervised import train
 
     _check_classes(model, images)
+    lr = lr if lr is not None else LR * min(batch_size, len(images)) / 64
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "step_lr": step_lr, "augment": augment}
     settings = checked(Finetune, {**given, "batch_norm": batch_norm, "distillation": distillation})
     if distillation and teacher is None:
