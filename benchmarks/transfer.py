@@ -38,8 +38,26 @@ def cases() -> list[tuple]:
         found += [case(f"jacobian {kind}", "cifar10", seed=seed, options={"directions": kind}) for seed in (0, 1)]
     found += [case("jacobian", proxy, side) for proxy in ("digits", "cifar10") for side in (16, 32, 128, 224)]
     found += [case("jacobian", "cifar10", images=images) for images in (16, 32, 64, 256)]
-    found += [case("joint", proxy, images=512) for proxy in ("digits", "cifar10")]
+    for proxy in ("digits", "cifar10"):
+        found += [case(name, proxy) for name in ("sensitivity", "hawq", "fit", "sqnr")]
+        found += [case("sensitivity kl", proxy, options={"distance": "kl"})]
+        found += [case(name, proxy, images=512) for name in ("joint", "limpq")]
     return found
+
+
+def photographs(folder: Path, model, side: int = 224) -> tuple:
+    """The photographs of a folder, prepared as the model wants them: those that calibrate and those that judge."""
+    import torch
+
+    from seam.data.loaders import FileSet, prepare_as_trained
+
+    paths = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
+    if len(paths) != model.num_classes:
+        raise SystemExit(f"{folder}: {len(paths)} photographs, not one for each of {model.num_classes} classes")
+    photos = FileSet(paths, torch.arange(len(paths)), paths, [0.5] * 3, [0.5] * 3, (side, side))
+    prepare_as_trained(photos, model.pretrained_cfg)
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
+    return photos.subset(order[:CALIBRATION]), photos.subset(order[CALIBRATION:])
 
 
 def main() -> None:
@@ -53,23 +71,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
     limit_threads(options.threads)
-    import torch
 
     from seam import tool
-    from seam.data.loaders import FileSet, prepare_as_trained
     from seam.data.sampling import sample_indices
     from seam.models.build import build
     from seam.runtime.meter import processor_name
     from seam.settings import Model
 
     model = build(Model(name="tf_efficientnet_lite0", weights=str(options.weights)), None, 3)
-    paths = sorted(str(path) for path in options.photos.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
-    if len(paths) != model.num_classes:
-        parser.error(f"{options.photos}: {len(paths)} photographs, not one for each of {model.num_classes} classes")
-    photos = FileSet(paths, torch.arange(len(paths)), paths, [0.5] * 3, [0.5] * 3, (224, 224))
-    prepare_as_trained(photos, model.pretrained_cfg)
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
-    calibration, judged = photos.subset(order[:CALIBRATION]), photos.subset(order[CALIBRATION:])
+    calibration, judged = photographs(options.photos, model)
     machine = f"{processor_name()}, {options.threads} threads"
     done = set()
     if options.csv.exists():

@@ -79,8 +79,9 @@ def finetune(
     """Quantization-aware training of a quantized model, in place; returns the rows of its history.
 
     The images' classes must be the model's (SeamError otherwise). `lr`: of SGD; by default 0.005 at batches of 64, and
-    in proportion at others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share of the loss, 0 to 1, that is
-    the distance to the full-precision `teacher`'s predictions. `resume`: checkpoint of an interrupted run.
+    in proportion at others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share of the
+    loss, 0 to 1, that is the distance to the full-precision `teacher`'s predictions. `resume`: checkpoint of an
+    interrupted run.
     """
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
