@@ -11,7 +11,7 @@ from seam.experiment.params import Params
 from seam.experiment.results import CLAIMS, JOB_FILES
 
 FIGURES = ("accuracy_bitops", "accuracy_cost", "bits", "search_curves", "finetune_curves")
-TABLES = ("results.csv", "results.md", "claims.md")
+TABLES = ("results.csv", "results.md", "claims.md", "report.html")
 
 
 class Node(NamedTuple):

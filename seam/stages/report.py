@@ -1,4 +1,4 @@
-"""`seam report`: tables, the claims as text, and figures."""
+"""`seam report`: tables, the claims as text, figures, and a page with all of it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def report(params: Params, out: Path) -> None:
     from seam.experiment.provenance import check_inputs, writing
     from seam.experiment.results import load, read_claims
     from seam.io import write_csv, write_text
-    from seam.report import claims, figures, tables
+    from seam.report import claims, figures, page, tables
 
     results, path = load(params), Path(params.results) / "claims.json"
     inputs = [path, *results.files]
@@ -25,4 +25,5 @@ def report(params: Params, out: Path) -> None:
         write_csv(folder / "results.csv", rows)
         write_text(folder / "results.md", tables.results_markdown(results, rows, params.report.title))
         write_text(folder / "claims.md", claims.claims_markdown(content))
+        write_text(folder / "report.html", page.report_page(results, rows, content, params.report.title))
         figures.draw_all(results, folder, params.report)

@@ -35,6 +35,11 @@ rule report:
             category="Claims",
         ),
         report(
+            f"{ROOT}/report/report.html",
+            caption="../report/page.rst",
+            category="Claims",
+        ),
+        report(
             f"{ROOT}/report/accuracy_bitops.{SHOWN}",
             caption="../report/accuracy_bitops.rst",
             category="Results",
