@@ -341,36 +341,37 @@ def edges() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-STEP, TOP, LEFT, WIDTH, HEIGHT = 62, 24, 24, 150, 34  # pixels
+STEP, TOP, LEFT, WIDTH, HEIGHT, LANE = 62, 24, 24, 210, 34, 56  # pixels
 
 
 def pipeline() -> str:
     """The stages from above to below; on the right which files one reads of an earlier one."""
-    stages = list(dict.fromkeys(node.stage for node in _graph()))
+    stages = [node.stage for node in _graph()]
     times = {node.stage: " x ".join(node.job) for node in _graph()}
     y = {stage: TOP + i * STEP for i, stage in enumerate(stages)}
     right = LEFT + WIDTH
-    parts, lanes = [], []
-    skips = sorted(edges().items(), key=lambda item: stages.index(item[0][1]) - stages.index(item[0][0]))
-    for (first, second), names in skips:
-        start, end = y[first] + HEIGHT, y[second]
-        if stages.index(second) - stages.index(first) == 1:
-            middle = LEFT + WIDTH / 2
-            parts.append(f'<path d="M{middle} {start}V{end - 2}" class="line" marker-end="url(#tip)"/>')
-            parts.append(f'<text x="{middle + 8}" y="{(start + end) / 2 + 4}" class="small">{_few(names)}</text>')
+    parts = []
+    readers: dict[str, list[str]] = {}
+    for (first, second), names in edges().items():
+        if stages.index(second) - stages.index(first) > 1:
+            readers.setdefault(first, []).append(second)
             continue
-        lane = next((i for i, taken in enumerate(lanes) if all(end < a or start > b for a, b in taken)), len(lanes))
-        lanes += [[]] if lane == len(lanes) else []
-        lanes[lane].append((start, end))
-        x = right + 150 + 36 * lane
-        a, b = y[first] + HEIGHT - 10, y[second] + 10 + 4 * (lane % 4)
-        parts.append(f'<path d="M{right} {a}H{x}V{b}H{right + 2}" class="skip" marker-end="url(#tip)"/>')
+        middle, start, end = LEFT + WIDTH / 2, y[first] + HEIGHT, y[second]
+        parts.append(f'<path d="M{middle} {start}V{end - 2}" class="line" marker-end="url(#tip)"/>')
+        parts.append(f'<text x="{middle + 8}" y="{(start + end) / 2 + 4}" class="small">{_few(names)}</text>')
+    lanes = sorted(readers, key=stages.index, reverse=True)
+    for number, first in enumerate(lanes):  # a line down from the stage, with a branch to each that reads of it
+        x, start = right + LANE * (number + 1), y[first] + HEIGHT - 4
+        ends = [y[second] + 5 + 3 * number for second in readers[first]]
+        parts.append(f'<path d="M{right} {start}H{x}V{max(ends)}" class="skip"/>')
+        parts += [f'<path d="M{x} {end}H{right + 2}" class="skip" marker-end="url(#tip)"/>' for end in ends]
+        parts.append(f'<text x="{x + 4}" y="{start + 11}" class="small">{first}</text>')
     for stage in stages:
         parts.append(f'<rect x="{LEFT}" y="{y[stage]}" width="{WIDTH}" height="{HEIGHT}" rx="5"/>')
         parts.append(f'<text x="{LEFT + 10}" y="{y[stage] + 15}">{stage}</text>')
         each = f"each {times[stage]}" if times[stage] else "once"
         parts.append(f'<text x="{LEFT + 10}" y="{y[stage] + 28}" class="small">{each}</text>')
-    width, height = right + 150 + 36 * len(lanes), TOP + STEP * len(stages)
+    width, height = right + LANE * (len(lanes) + 2), TOP + STEP * len(stages)
     style = (
         "rect{fill:#eaf1fb;stroke:#27548a}text{font:13px sans-serif;fill:#1d2733}.small{font-size:10px;fill:#46535f}"
         ".line{stroke:#27548a;fill:none;stroke-width:1.6}.skip{stroke:#8a97a5;fill:none}"
