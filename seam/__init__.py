@@ -5,6 +5,10 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     """`seam.quantize`, `seam.calibrate` and `seam.open_images`; imported when asked for, since torch takes seconds."""
+    if name == "__version__":  # it stands in pyproject.toml alone
+        from importlib.metadata import version
+
+        return version("seam")
     if name in ("calibrate", "open_images", "quantize"):
         from seam import tool
 

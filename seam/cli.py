@@ -39,6 +39,22 @@ Policy = Annotated[Path, typer.Option(help="Policy of the search (policy.json)."
 Default = Path("params.yaml")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from seam import __version__
+
+        typer.echo(f"seam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None: ...
+
+
 def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str = ""):
     """Read the parameters, check the aliases, and keep this process to the stage's threads."""
     from seam.experiment.params import load_params

@@ -53,7 +53,7 @@ def temporary_prefix(path: Path) -> str:
     return f".{path.stem}.tmp-"
 
 
-def write_atomic(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)` in the target's folder, then rename: readers see the old file or the new one.
 
     Raises OSError that names `path`.
@@ -206,7 +206,8 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     with _readable(path):
-        return load_file(str(path))
+        tensors: dict[str, Any] = load_file(str(path))
+    return tensors
 
 
 def tensor_names(path: str | Path) -> list[str]:

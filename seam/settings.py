@@ -56,7 +56,7 @@ class _Frozen(BaseModel):
 class Target(_Frozen):
     """The dataset that the deployed model is trained on."""
 
-    dataset: str
+    dataset: str  # a dataset's name (docs/data.md), or folder
     path: FilePath | None = None  # for dataset: folder
     image_size: Count | None = None  # None: the dataset's own size
     test_images: Count | None = None  # measure on a fixed class-balanced part of the test images; None: on all
@@ -65,8 +65,8 @@ class Target(_Frozen):
 class Model(_Frozen):
     """A timm model and where its full-precision weights come from."""
 
-    name: str
-    kwargs: dict[str, Any] = {}
+    name: str  # timm's
+    kwargs: dict[str, Any] = {}  # more for timm.create_model
     weights: FilePath | None = None  # a file of weights (.safetensors or a checkpoint) instead of pretraining
     pretrained: bool = False  # timm's own weights instead of pretraining
     train: bool = False  # pretrain from those weights, with a new classifier where theirs has other classes
@@ -91,14 +91,16 @@ class Model(_Frozen):
 class Proxy(_Frozen):
     """The data a search sees: a dataset, a sampled part of it, at its own or another resolution."""
 
-    dataset: str
-    path: FilePath | None = None
-    split: Literal["train", "all"] = "train"
-    fraction: Fraction | None = None
-    count: Count | None = None
-    sampling: Literal["random", "balanced", "herding", "k_center"] = "balanced"
+    dataset: str  # a dataset's name
+    path: FilePath | None = None  # for dataset: folder
+    split: Literal["train", "all"] = "train"  # all: test images as well, of another dataset than the target
+    fraction: Fraction | None = None  # of the images; neither it nor count: all of them
+    count: Count | None = None  # images
+    sampling: Literal["random", "balanced", "herding", "k_center"] = (
+        "balanced"  # how a part is chosen; the last two by features
+    )
     image_size: Count | None = None  # None: the target's, at most 224
-    seed: Seed = 0
+    seed: Seed = 0  # of the choice
 
     @model_validator(mode="after")
     def _one_size(self) -> "Proxy":
@@ -110,16 +112,16 @@ class Proxy(_Frozen):
 class Training(_Frozen):
     """One supervised training run (pretrain or finetune): SGD with Nesterov momentum, cosine schedule."""
 
-    epochs: Count
-    batch_size: Count = 128
-    lr: Positive = 0.05
-    weight_decay: NonNegative = 5e-4
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    augment: bool = True
+    epochs: Count  # passes over the images
+    batch_size: Count = 128  # images a step
+    lr: Positive = 0.05  # learning rate at the start (SGD, cosine)
+    weight_decay: NonNegative = 5e-4  # of SGD
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9  # of SGD, Nesterov's
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # of cross-entropy
+    augment: bool = True  # crops, and mirrored images where these show the same class
     images: Count | None = None  # a fixed class-balanced subset of the target's training images; None: all
-    seed: Seed = 0
-    threads: Count = 2
+    seed: Seed = 0  # of weights and of the order of images
+    threads: Count = 2  # of a job
 
 
 class Finetune(Training):
@@ -129,36 +131,36 @@ class Finetune(Training):
     the noise faster than the weights follow.
     """
 
-    step_lr: Positive = 1e-2
+    step_lr: Positive = 1e-2  # learning rate of the quantizers' log steps (Adam)
     batch_norm: Literal["frozen", "updated"] = "frozen"  # its statistics; weights and biases are trained
     distillation: Share = 0.0  # of the loss: how far the full-precision network's predictions are; the rest: labels
     clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without
-    kernels: Literal["auto", "compiled", "eager"] = "auto"
+    kernels: Literal["auto", "compiled", "eager"] = "auto"  # of the quantizers
 
 
 class SearchSettings(_Frozen):
     """Settings that the methods share. `options` is free for a method's own settings."""
 
-    bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)
-    epochs: Count = 3
+    bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)  # candidate bit-widths of weights and inputs, ascending
+    epochs: Count = 3  # passes over the proxy, of methods that train
     steps: Count | None = None  # stop after so many, whatever the epochs
     warmup_epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = (
         0  # joint: in full precision, before the search, for new classes
     )
-    batch_size: Count = 64
+    batch_size: Count = 64  # images a step
     lr: Positive = 0.03  # joint: network weights, SGD
-    weight_decay: NonNegative = 0.0  # joint
+    weight_decay: NonNegative = 0.0  # joint: of the network's weights
     logit_lr: Positive | None = None  # bit-width logits, Adam; None: the method's own, as for the next two
     step_lr: Positive = 1e-3  # log quantizer steps, Adam
-    margin_weight: NonNegative | None = None  # lambda_m
-    budget_weight: NonNegative | None = None  # lambda_b
+    margin_weight: NonNegative | None = None  # of the large-margin term, lambda_m
+    budget_weight: NonNegative | None = None  # of the budget term, lambda_b
     temperature: Annotated[Number, Field(gt=0, le=1)] = 0.2  # of the softmax at the end; 1 at the start
     spend: Share = 0.97  # least share of the budget that a policy uses
-    calibration_images: Count = 512
-    augment: bool = False
-    threads: Count = 2
-    kernels: Literal["auto", "compiled", "eager"] = "auto"
-    options: dict[str, Any] = {}
+    calibration_images: Count = 512  # that steps are set from, and that sensitivity looks at
+    augment: bool = False  # as in training
+    threads: Count = 2  # of a job
+    kernels: Literal["auto", "compiled", "eager"] = "auto"  # of quantizers and mixtures
+    options: dict[str, Any] = {}  # a method's own settings (its file says which)
 
     def filled(self, **own: Any) -> "SearchSettings":
         """These settings with a method's own values where they give none."""
@@ -173,8 +175,10 @@ class SearchSettings(_Frozen):
 
 
 class Evaluate(_Frozen):
-    batch_size: Count = 500
-    threads: Count = 2
+    """Measuring on the target's test images."""
+
+    batch_size: Count = 500  # images a step
+    threads: Count = 2  # of a job, and of one that samples a proxy
 
 
 def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:

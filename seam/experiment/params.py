@@ -38,10 +38,10 @@ _VALUES = 100_000  # in a file, each as often as an alias (*name) repeats it
 class Grid(_Frozen):
     """The cross product of these four lists is the set of policies that are searched, finetuned and evaluated."""
 
-    models: tuple[Alias, ...] = Field(min_length=1)
-    searches: tuple[Alias, ...] = Field(min_length=1)
-    budgets: tuple[Alias, ...] = Field(min_length=1)
-    seeds: tuple[Seed, ...] = Field(min_length=1)
+    models: tuple[Alias, ...] = Field(min_length=1)  # of models
+    searches: tuple[Alias, ...] = Field(min_length=1)  # of searches
+    budgets: tuple[Alias, ...] = Field(min_length=1)  # of budgets
+    seeds: tuple[Seed, ...] = Field(min_length=1)  # of a search and its finetuning
 
     @field_validator("models", "searches", "budgets", "seeds")
     @classmethod
@@ -54,21 +54,25 @@ class Grid(_Frozen):
 class Claims(_Frozen):
     """Which searches play which part in the claims."""
 
-    baseline: Alias = "direct"
-    proxies: tuple[Alias, ...] = ()
+    baseline: Alias = "direct"  # the direct search: gaps and speed-ups are measured against it
+    proxies: tuple[Alias, ...] = ()  # searches on a proxy; the first is the one that the claims in front are about
     without_margin: dict[Alias, Alias] = {}  # search with the margin term -> the same search without it
-    references: tuple[Alias, ...] = ()
+    references: tuple[Alias, ...] = ()  # policies to beat at the same budget
     margin_points: Positive = 0.5  # non-inferiority margin of top-1, percentage points
-    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95  # of the intervals
 
 
 class Report(_Frozen):
-    formats: tuple[Literal["png", "svg"], ...] = ("png", "svg")
-    dpi: Annotated[Integer, Field(ge=50, le=600)] = 150
-    title: str = ""
+    """Figures and tables."""
+
+    formats: tuple[Literal["png", "svg"], ...] = ("png", "svg")  # of figures
+    dpi: Annotated[Integer, Field(ge=50, le=600)] = 150  # of .png
+    title: str = ""  # above the tables
 
 
 class MLflow(_Frozen):
+    """Where runs are logged."""
+
     uri: str = "sqlite:///mlflow.db"  # MLFLOW_TRACKING_URI in the environment wins
     experiment: str = ""  # empty: the parameter set's name
 
@@ -76,17 +80,19 @@ class MLflow(_Frozen):
 class Params(_Frozen):
     """All parameters of one experiment."""
 
-    name: Alias
-    results: FilePath = "results"
-    data_root: FilePath = "data"
-    device: str = "auto"
+    name: Alias  # of the parameter set, and of MLflow's experiment
+    results: FilePath = "results"  # folder of all results
+    data_root: FilePath = "data"  # folder of datasets
+    device: str = "auto"  # auto (a GPU if there is one), or torch's name of a device
     grid: Grid
     target: Target
     models: dict[Alias, Model]
     pretrain: Training
     search: dict[str, Any] = {}  # defaults for every search; checked as SearchSettings
     searches: dict[Alias, dict[str, Any]]
-    budgets: dict[Alias, str]
+    budgets: dict[
+        Alias, str
+    ]  # limit over the searchable layers: w3a3, 1.2 GBitOPs, 0.8 MB, 3.5 bits, 4 ms; several, with commas, are all met
     finetune: Finetune
     evaluate: Evaluate = Evaluate()
     claims: Claims = Claims()

@@ -50,7 +50,8 @@ def export(
     }
     count = min(count, len(shown))
     chosen = shown.subset([i * len(shown) // count for i in range(count)])
-    batches = ((x, y if own else None) for x, y in chosen.batches(16))
-    batches = progress(batches, -(-count // 16), "compare with onnxruntime")
+    batches = progress(
+        ((x, y if own else None) for x, y in chosen.batches(16)), -(-count // 16), "compare with onnxruntime"
+    )
     with phase("export to ONNX"):
         return export_verified(model, input_size(model), path, batches, opset, about)

@@ -41,13 +41,8 @@ def open_images(
     from seam.data.loaders import load, open_folder, prepare_as_trained
 
     channels, *full = default_input_size(model)
-    size = (
-        (image_size, image_size)
-        if image_size
-        else tuple(full)
-        if full_size
-        else tuple(min(side, PROXY_SIZE) for side in full)
-    )
+    height, width = full if full_size else (min(side, PROXY_SIZE) for side in full)
+    size = (image_size, image_size) if image_size else (height, width)
     if data is None:
         images = load("digits", data_root, "all", None, image_size=size, channels=channels)
     elif Path(data).is_dir():

@@ -26,7 +26,7 @@ def file_mb(model: nn.Module, policy: Mapping[str, Any]) -> float:
     values = sum(value.numel() for value in model.state_dict().values() if value.is_floating_point())
     weights = sum(modules[layer.name].weight.numel() for layer in layers)
     steps = sum(len(modules[layer.name].weight) for layer in layers if not layer.full_precision)
-    return stored_mb(layers) + 4e-6 * (values - weights + steps)
+    return float(stored_mb(layers) + 4e-6 * (values - weights + steps))
 
 
 def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Module:
@@ -98,9 +98,9 @@ def finetune(
     place = set_up(device, torch.get_num_threads(), seed)
     meter = Meter(place)
     use_kernels(settings.kernels, device=place)
-    model.to(place, memory_format=torch.channels_last)
+    model.to(place).to(memory_format=torch.channels_last)
     if teacher is not None:
-        teacher = teacher.to(place, memory_format=torch.channels_last).eval()
+        teacher = teacher.to(place).to(memory_format=torch.channels_last).eval()
     checkpoint = Path(resume) if resume else None
     return train(model, settings, images, seed, place, meter, teacher, resume=checkpoint, label="finetune")
 
@@ -114,7 +114,7 @@ def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = 
     _check_classes(model, images)
     place = set_up(device, torch.get_num_threads(), 0)
     use_kernels(device=place)
-    return measure(model.to(place, memory_format=torch.channels_last), images, batch_size, place)
+    return measure(model.to(place).to(memory_format=torch.channels_last), images, batch_size, place)
 
 
 def _check_classes(model: nn.Module, images: Any) -> None:

@@ -66,7 +66,7 @@ def search(
     layers = apply_locks(find_layers(model, target), lock, exclude)
     with phase("read images"):
         images = _proxy(images, model, found, options)
-    own = model.num_classes == len(images.classes) and not images.by_name
+    own = bool(model.num_classes == len(images.classes) and not images.by_name)
     chosen = _search_settings(steps, images, own, options)
     wanted = _limits(budget, budgets, layers, chosen.bits, latency)
     free = [_is_free(limits) for limits in wanted]
@@ -97,7 +97,7 @@ def search(
     for limits, limitless in zip(wanted, free, strict=True):
         used = "uniform" if limitless else method
         with phase(f"assign bits within {_named(limits)}"):
-            assigned = _widest(limits) if limitless else solve(found, problem, preferences, limits)
+            assigned = _widest(limits) if preferences is None or limitless else solve(found, problem, preferences, limits)
         policies.append(
             make_policy(
                 layers,

@@ -1,0 +1,263 @@
+"""The documentation: links resolve, commands parse, code blocks run, quoted output and messages are the real ones."""
+
+import ast
+import contextlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from engines import REPOSITORY, environment
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from seam.cli import app, stages
+from seam.errors import SeamError
+from seam.experiment.graph import nodes
+from seam.experiment.params import load_params
+from seam.io import save_tensors
+
+DOCS = REPOSITORY / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md"), REPOSITORY / "config/README.md"])
+BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+INDENTED = re.compile(r"(?:^    \S[^\n]*\n)+", re.M)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SMALL = {"resnet18": "test_resnet", "mobilenetv2_100": "test_resnet"}  # what the examples run with here: quick
+CLASSES = 20
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def blocks(path: Path, kind: str) -> list[re.Match]:
+    return [found for found in BLOCK.finditer(path.read_text(encoding="utf-8")) if found["kind"] == kind]
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", BLOCK.sub("", text))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found: dict[str, int] = {}
+    result = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        count = found.get(slug, 0)
+        found[slug] = count + 1
+        result.add(f"{slug}-{count}" if count else slug)
+    return result
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_and_anchors_resolve(page):
+    broken = []
+    for target in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+def test_generated_pages_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=REPOSITORY, env=environment(REPOSITORY), text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_the_figure_shows_the_stages_and_what_they_read():
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    graph = nodes(load_params(REPOSITORY / "experiments/smoke.yaml"))
+    maker = {path: node.stage for node in graph for path in node.outputs}
+    read = {(maker[path], node.stage) for node in graph for path in node.inputs}
+    assert set(generate.edges()) == read
+    figure = (DOCS / "img/pipeline.svg").read_text(encoding="utf-8")
+    assert all(f">{node.stage}</text>" in figure for node in graph)
+
+
+def commands(path: Path) -> list[list[str]]:
+    """All `seam` commands of a page, in blocks and lines of code."""
+    text = path.read_text(encoding="utf-8")
+    code = [found["text"] for found in BLOCK.finditer(text) if found["kind"] in ("sh", "")]
+    code += [re.sub("^    ", "", found[0], flags=re.M) for found in INDENTED.finditer(BLOCK.sub("", text))]
+    lines = "\n".join(code).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines if re.match(r"(\$ )?seam \w", line)]
+    return [part for line in words for part in split(line) if part and part[0] == "seam"]
+
+
+def split(words: list[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == "&&":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+COMMANDS = [pytest.param(words, id=f"{name(page)}: {' '.join(words)}") for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_have_options_that_exist(words, monkeypatch):
+    """Each is parsed as it stands; the command itself is not run."""
+    ran = []
+    owner = stages if any(word.startswith("--params") for word in words) and words[1] in STAGED else app
+    for command in owner.registered_commands:
+        monkeypatch.setattr(command, "callback", recorded(command.callback, ran))
+    done = CliRunner().invoke(owner, words[1:])
+    assert done.exit_code == 0 and ran == [words[1]], done.output
+
+
+STAGED = [command.callback.__name__ for command in stages.registered_commands]
+
+
+def recorded(callback, ran):
+    import functools
+
+    @functools.wraps(callback)
+    def run(**_):
+        ran.append(callback.__name__)
+
+    return run
+
+
+# Messages
+
+
+def test_messages_of_the_faq_are_in_the_code():
+    """Each part of a message that is long enough to tell, between what differs (CAPITALS, …), stands in the code."""
+    strings = []
+    for path in (REPOSITORY / "seam").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                strings.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                strings.append(node.value)
+    strings += [re.sub(r'"\s*"', "", path.read_text()) for path in (REPOSITORY / "workflow").rglob("*.smk")]
+    code, missing = "\n".join(strings), []
+    for row in re.findall(r"^\| (?:\w+: )?`([^`]+)` \|", (DOCS / "faq.md").read_text(encoding="utf-8"), re.M):
+        parts = [part.strip(" .;:") for part in re.split(r"…|\b[A-Z]{1,}\b|'[^']*'", row)]
+        long = [part for part in parts if len(part) >= 14]
+        missing += [part for part in long if part not in code]
+    outside = {"Directory cannot be locked", "No space left on device"}  # Snakemake's, the system's
+    assert set(missing) <= outside
+
+
+# Code that runs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with what the examples take: photos of 20 classes, weights, a picture."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("docs")
+    pixels, _ = load_digits(return_X_y=True)
+    for part, count in (("train", 4), ("val", 1)):
+        for label in range(CLASSES):
+            inside = folder / "photos" / part / f"{label:02}"
+            inside.mkdir(parents=True)
+            for number in range(count):
+                row = pixels[label * 5 + number].reshape(8, 8)
+                Image.fromarray((row * 15.9).astype("uint8")).resize((32, 32)).convert("RGB").save(
+                    inside / f"{number}.png"
+                )
+    Image.open(folder / "photos/val/00/0.png").save(folder / "cat.jpg")
+    torch.manual_seed(0)
+    save_tensors(folder / "my.safetensors", timm.create_model("test_resnet", num_classes=CLASSES).state_dict())
+    return folder
+
+
+def small(text: str) -> str:
+    for full, quick in SMALL.items():
+        text = text.replace(full, quick)
+    return text
+
+
+def shell(folder: Path, command: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment(REPOSITORY), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done
+
+
+def test_the_tools_page_runs_from_a_model_to_a_file_and_the_file_is_used_as_the_export_page_says(place, monkeypatch):
+    monkeypatch.chdir(place)
+    for line in blocks(DOCS / "tool.md", "sh")[0]["text"].splitlines():
+        shell(place, small(line) + (" --images 4" if " export " in line else ""))
+    (python,) = (found for found in blocks(DOCS / "tool.md", "python") if not found["why"])
+    known: dict = {}
+    exec(small(python["text"]), known)
+    model, test = known["quantized"], known["test"]
+    images, labels = next(iter(test.batches(2)))
+    known |= {"model": model, "images": images, "labels": labels, "names": test.classes}
+    first, second, third = (found["text"] for found in blocks(DOCS / "export.md", "python"))
+    with contextlib.suppress(SeamError):  # of two images of random weights a tie may tip a class
+        exec(first.replace("224, 224", "160, 160").replace("model.onnx", "direct.onnx"), dict(known))
+    exec(second, {"images": images.numpy()})
+    exec(third, {})
+
+
+def test_the_method_of_the_methods_page_searches(tmp_path, monkeypatch):
+    import seam.tool as tool
+
+    (block,) = (found for found in blocks(DOCS / "methods.md", "python") if not found["why"])
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/first_layers.py").write_text(block["text"])
+    monkeypatch.syspath_prepend(tmp_path)
+    policy = tool.search(timm.create_model("test_resnet").eval(), None, "w4a4", method="own.first_layers")
+    assert policy["budget"]["share"] <= 1
+
+
+def test_results_are_read_as_the_reading_page_says(smoke_results, monkeypatch, capsys):
+    params, root = smoke_results
+    monkeypatch.chdir(root)
+    (block,) = blocks(DOCS / "reading.md", "python")
+    exec(block["text"].replace("results/report", f"{params.results}/report"), {})
+    assert capsys.readouterr().out.startswith("resnet ")
+
+
+def test_the_example_of_extending_runs(tmp_path):
+    done = shell(REPOSITORY, f"python -m examples.extending {shlex.quote(str(tmp_path))}")
+    assert "'top1'" in done.stdout and (tmp_path / "policy.json").exists()
+
+
+def test_every_python_block_runs_in_a_test_or_says_why_not():
+    counted = {"docs/tool.md": 1, "docs/export.md": 3, "docs/methods.md": 1, "docs/reading.md": 1}
+    found = {name(page): sum(not block["why"] for block in blocks(page, "python")) for page in PAGES}
+    assert {page: count for page, count in found.items() if count} == counted
+
+
+def test_the_quick_start_prints_what_it_says(tmp_path):
+    """Each block of commands is run, and the block behind it compared; numbers may differ where machines round."""
+    text = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    found = [block for block in BLOCK.finditer(text) if block["kind"] in ("sh", "text") and not block["why"]]
+    printed = ""
+    for block in found:
+        if block["kind"] == "sh":
+            printed = shell(tmp_path, block["text"]).stdout
+        else:
+            assert words(printed) == words(block["text"])
+
+
+def words(text: str) -> list[str]:
+    """A text's words; numbers, bars and versions are left out, since processors and releases differ in them."""
+    return re.findall(r"[^\W\d_][\w.]*", re.sub(r"[█─]+|sha256 \w+|\d[\w.]*", " ", text))
