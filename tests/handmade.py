@@ -109,6 +109,9 @@ def write_results(
         write_json(root / f"evaluate/{job.folder}/metrics.json", metrics)
         hits = {"top1": packed(top1(job)), "calibrated_top1": packed(calibrated(job))}
         write_json(root / f"evaluate/{job.folder}/hits.json", {"images": 10000, **hits})
+        apart = {"distances": [[0.0, 1.0], [1.0, 0.0]], "points": [[0.5, 0.0, 0], [-0.5, 0.1, 1]]}
+        kinds = dict.fromkeys(("full_precision", "calibrated", "finetuned"), apart)
+        write_json(root / f"evaluate/{job.folder}/classes.json", {"names": ["cat", "<dog>"], **kinds})
         layers = {"conv1": (8, True), "body.0": (bits(job), False), "body.1": (2, False), "fc": (8, True)}
         policy = {
             "schema": "seam-policy/1",

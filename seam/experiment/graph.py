@@ -36,7 +36,7 @@ def nodes(params: Params) -> list[Node]:
     jobs = list(params.jobs())
     result = [_node("fetch", {}, [], manifest.parent, ["manifest.json"])]
     for m in params.grid.models:
-        names = ["fp.safetensors", "layers.json", "history.csv", "metrics.json", "cost.json"]
+        names = ["fp.safetensors", "layers.json", "history.csv", "metrics.json", "classes.json", "cost.json"]
         inputs = [manifest, *_given(params.model(m).weights)]
         result.append(_node("pretrain", {"model": m}, inputs, root / "models" / m, names))
     for m in params.grid.models:
@@ -55,8 +55,8 @@ def nodes(params: Params) -> list[Node]:
         result.append(_node("search", job, inputs, policy.parent, names))
         names = ["model.safetensors", "history.csv", "cost.json"]
         result.append(_node("finetune", job, [weights, policy], tuned.parent, names))
-        inputs = [weights, weights.with_name("metrics.json"), policy, tuned]
-        names = ["metrics.json", "hits.json"]
+        inputs = [weights, weights.with_name("metrics.json"), weights.with_name("classes.json"), policy, tuned]
+        names = ["metrics.json", "hits.json", "classes.json"]
         result.append(_node("evaluate", job, inputs, root / "evaluate" / j.folder, names))
     claims = root / "claims.json"
     result.append(Node("claims", {}, job_files(params, CLAIMS), (claims,), root / "claims.provenance.json"))

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from seam.errors import SeamError, shortened
 from seam.experiment.params import Job, Params
-from seam.experiment.shapes import ClaimsFile, FinetuneCost, FullPrecision, Hits, Layers, Metrics, Proxy, SearchCost
+from seam.experiment.shapes import (
+    ClaimsFile,
+    Classes,
+    FinetuneCost,
+    FullPrecision,
+    Hits,
+    Layers,
+    Metrics,
+    ModelClasses,
+    Proxy,
+    SearchCost,
+)
 from seam.io import read_csv, read_json
 from seam.models.layers import Layer
 from seam.policy.file import read_policy
@@ -29,6 +40,7 @@ JOB_FILES = {
     "finetune_history": ("finetune", "finetune/{model}/{search}/{budget}/{seed}/history.csv"),
     "metrics": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/metrics.json"),
     "hits": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/hits.json"),
+    "classes": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/classes.json"),
 }
 # What the claims read of a job; the report and MLflow read everything.
 CLAIMS = ("metrics", "hits", "policy", "search_cost", "proxy")
@@ -46,6 +58,7 @@ class JobResult:
     policy: dict[str, Any] = field(default_factory=dict)  # policy.json
     finetune_cost: dict[str, Any] = field(default_factory=dict)
     hits: dict[str, Any] = field(default_factory=dict)  # evaluate's hits.json
+    classes: dict[str, Any] = field(default_factory=dict)  # evaluate's classes.json
     files: dict[str, Path] = field(default_factory=dict)  # key of JOB_FILES -> path
 
     @property
@@ -186,6 +199,7 @@ def curves(history: dict[str, list[float]], keys: Iterable[str] | None = None, m
 SHAPES = {
     "metrics": Metrics,
     "hits": Hits,
+    "classes": Classes,
     "search_cost": SearchCost,
     "finetune_cost": FinetuneCost,
     "proxy": Proxy,
@@ -210,6 +224,11 @@ def read_layers(path: str | Path) -> tuple[dict[str, Any], list[Layer]]:
 def read_full_precision(path: str | Path) -> dict[str, Any]:
     """The content of pretraining's metrics.json; SeamError as `read_proxy`."""
     return check_shape(read_json(path), FullPrecision, path, _again("pretrain"))
+
+
+def read_model_classes(path: str | Path) -> dict[str, Any]:
+    """The content of pretraining's classes.json; SeamError as `read_proxy`."""
+    return check_shape(read_json(path), ModelClasses, path, _again("pretrain"))
 
 
 def read_claims(path: str | Path) -> dict[str, Any]:

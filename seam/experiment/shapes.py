@@ -48,6 +48,27 @@ class Hits(Shape):
     calibrated_top1: str
 
 
+class Geometry(Shape):
+    """Of `seam.training.geometry.class_geometry`."""
+
+    distances: list[list[_Amount]]
+    points: list[Annotated[list[_Number], Field(min_length=3, max_length=3)]]
+
+
+class ModelClasses(Shape):
+    """classes.json of pretraining."""
+
+    names: list[str]
+    full_precision: Geometry
+
+
+class Classes(ModelClasses):
+    """classes.json of evaluate."""
+
+    calibrated: Geometry
+    finetuned: Geometry
+
+
 class FinetuneCost(Shape):
     seconds: _Seconds
 

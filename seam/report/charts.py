@@ -5,9 +5,10 @@ from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from seam.experiment.results import JobResult, Results, curves
-from seam.report.style import REFERENCE, Style
+from seam.report.style import COLOURS, REFERENCE, Style
 
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross"}
 SYMBOLS |= {"X": "x", "p": "pentagon", "h": "hexagon", "*": "star", "<": "triangle-left", ">": "triangle-right"}
@@ -143,6 +144,91 @@ def class_margins(results: Results, model: str, chosen: Mapping[str, Style]) -> 
     return figure
 
 
+def _networks(results: Results, model: str) -> dict[str, tuple[list[str], Mapping[str, Any]]]:
+    """Full precision, and of the policies calibrated only the best that was searched for and the worst one: title ->
+    (names of classes, geometry); empty where there is none."""
+    found = sorted(
+        (r for r in results if r.job.model == model), key=lambda r: (r.metrics["calibrated_top1"], r.job.name)
+    )
+    best = next((r for r in reversed(found) if r.searched), found[-1])
+    shown = {"full precision": (best, "full_precision")}
+    for r in (best, found[0]):  # of one policy, one title
+        title = f"{plain(r.job.search)}, seed {r.job.seed}: {r.metrics['calibrated_top1']:.1f} %"
+        shown[title] = (r, "calibrated")
+    return {
+        title: (r.classes["names"], r.classes[key]) for title, (r, key) in shown.items() if r.classes[key]["distances"]
+    }
+
+
+def class_distances(results: Results, model: str, chosen: Mapping[str, Style]) -> go.Figure | None:
+    """Distances between the classes' centroids: full precision, the best searched policy, the worst policy."""
+    shown = _networks(results, model)
+    if not shown:
+        return None
+    figure = make_subplots(1, len(shown), subplot_titles=list(shown), horizontal_spacing=0.08)
+    most = max(max(map(max, geometry["distances"])) for _, geometry in shown.values())
+    for place, (names, geometry) in enumerate(shown.values()):
+        labels = [plain(name) for name in names]
+        figure.add_heatmap(
+            z=geometry["distances"],
+            x=labels,
+            y=labels,
+            colorscale=[[i / (len(SCALE) - 1), colour] for i, colour in enumerate(SCALE)],
+            zmin=0,
+            zmax=most,
+            showscale=place == len(shown) - 1,
+            colorbar={"title": "distance", "thickness": 12},
+            hovertemplate="%{y} to %{x}: %{z:.3f}<extra></extra>",
+            row=1,
+            col=place + 1,
+        )
+    _lay_out(figure, height=420)
+    figure.update_layout(margin={"t": 40})
+    every = {
+        "type": "category",
+        "dtick": 1 if len(labels) <= 30 else None,
+        "tickfont": {"size": 10},
+        "automargin": True,
+    }
+    figure.update_xaxes(tickangle=90, **every)
+    figure.update_yaxes(autorange="reversed", **every)
+    return figure
+
+
+def class_points(results: Results, model: str, chosen: Mapping[str, Style]) -> go.Figure | None:
+    """Test images on the plane of their classes' centroids, for the same networks."""
+    shown = _networks(results, model)
+    if not shown:
+        return None
+    figure = make_subplots(1, len(shown), subplot_titles=list(shown), horizontal_spacing=0.06)
+    for place, (names, geometry) in enumerate(shown.values()):
+        for label, name in enumerate(names):
+            points = [(x, y) for x, y, own in geometry["points"] if own == label]
+            if points:
+                x, y = zip(*points, strict=True)
+                style = {
+                    "color": COLOURS[label % len(COLOURS)],
+                    "symbol": list(SYMBOLS.values())[label % 14],
+                    "size": 6,
+                }
+                figure.add_scatter(
+                    x=x,
+                    y=y,
+                    mode="markers",
+                    marker=style,
+                    name=plain(name),
+                    legendgroup=str(label),
+                    showlegend=not place,
+                    hovertemplate=f"{plain(name)}<extra></extra>",
+                    row=1,
+                    col=place + 1,
+                )
+    _lay_out(figure, height=420)
+    figure.update_layout(margin={"t": 40}, legend={"y": -0.12})
+    figure.update_xaxes(scaleratio=1)
+    return figure
+
+
 def search_curves(results: Results, model: str, chosen: Mapping[str, Style]) -> go.Figure | None:
     """Expected cost as a share of the budget over the searches that train; None where there are none."""
     return _curves(results, model, chosen, "search", "budget", "expected cost / budget")
@@ -274,6 +360,10 @@ CHARTS: list[tuple[str, str, bool, Callable[[Results, str, Mapping[str, Style]],
      False, calibrated_finetuned),
     ("Class margins", "How far classes are apart in the features, before and after quantization.", False,
      class_margins),
+    ("Distances between classes", "Of the centroids of the normalised features; policies calibrated only: the best "
+     "that was searched, the worst.", True, class_distances),
+    ("Classes in the features", "Test images on the first two principal axes of their classes' centroids, each "
+     "network's own.", True, class_points),
     ("Bits of each layer", "A row a policy; equal policies of several seeds share one. Darker: more bits.", True, bits),
     ("Expected cost during the search", "1 is the budget. Methods that train nothing have no curve.", False,
      search_curves),

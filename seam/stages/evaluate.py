@@ -9,26 +9,27 @@ from seam.runtime.process import import_torch, set_up
 
 
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
-    """Measure a policy, calibrated only and after finetuning, and write metrics.json and hits.json."""
+    """Measure a policy, calibrated only and after finetuning, and write metrics.json, hits.json and classes.json."""
     import_torch()
-    from seam.experiment.results import pack, read_full_precision
+    from seam.experiment.results import pack, read_full_precision, read_model_classes
     from seam.policy.file import totals
     from seam.quant.finetuned import load_finetuned
     from seam.quant.kernels import use_kernels
     from seam.stages.target import quantized
     from seam.training.evaluate import evaluate_each
 
-    inputs = [weights, weights.with_name("metrics.json"), policy, finetuned]
+    of_model = [weights.with_name("metrics.json"), weights.with_name("classes.json")]
+    inputs = [weights, *of_model, policy, finetuned]
     provenance.check_inputs(params, inputs, job)
     device = set_up(params.device, params.evaluate.threads, job.seed)
     use_kernels(params.finetune.kernels, device=device)
     measured = quantized(params, job.model, weights, policy, device)
     network = measured.network
     test = measured.target.images(network, "test", params.target.test_images)
-    calibrated, hits_before = evaluate_each(network, test, params.evaluate.batch_size, device)
+    calibrated, hits_before, classes_before = evaluate_each(network, test, params.evaluate.batch_size, device)
     load_finetuned(network, finetuned)
-    tuned, hits = evaluate_each(network, test, params.evaluate.batch_size, device)
-    full = read_full_precision(weights.with_name("metrics.json"))
+    tuned, hits, classes = evaluate_each(network, test, params.evaluate.batch_size, device)
+    full, full_classes = read_full_precision(of_model[0]), read_model_classes(of_model[1])
     costs = totals(measured.layers, measured.bits)
     keys = ("top1", "top5", "class_margin")
     metrics = {
@@ -40,10 +41,12 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
         "images": len(test),
     }
     packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}
-    outputs = [out / n for n in ("metrics.json", "hits.json")]
+    geometry = {**full_classes, "calibrated": classes_before, "finetuned": classes}
+    outputs = [out / n for n in ("metrics.json", "hits.json", "classes.json")]
     with provenance.writing(params, "evaluate", job, inputs, outputs) as folder:
         io.write_json(folder / "metrics.json", metrics)
         io.write_json(folder / "hits.json", {"images": len(test), **packed})
+        io.write_json(folder / "classes.json", geometry)
     print(
         f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
         f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "

@@ -14,7 +14,7 @@ COLUMNS = ("step", "epoch", "loss", "top1", "lr", "seconds")  # of history.csv, 
 def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     """Train the model on the target, or take given weights, and measure it.
 
-    Writes fp.safetensors, layers.json, history.csv, metrics.json and cost.json.
+    Writes fp.safetensors, layers.json, history.csv, metrics.json, classes.json and cost.json.
     """
     import_torch()
     import torch
@@ -23,7 +23,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     from seam.runtime.meter import Meter
     from seam.stages.resume import forget, resume_file
     from seam.stages.target import Target
-    from seam.training.evaluate import evaluate
+    from seam.training.evaluate import evaluate_each
     from seam.training.supervised import train as train_supervised
 
     settings, spec = params.pretrain, params.model(model)
@@ -45,15 +45,17 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
         more = {"resume": resume, "label": f"pretrain {model}", "section": "pretrain"}
         history = train_supervised(network, settings, train, settings.seed, device, meter, **more)
     with meter.part("evaluate"):
-        metrics = evaluate(network, test, params.evaluate.batch_size, device)
+        metrics, _, classes = evaluate_each(network, test, params.evaluate.batch_size, device)
     channels, *_ = size = target.size
     about = {"name": spec.name, "num_classes": len(train.classes), "in_chans": channels, "input_size": list(size)}
-    outputs = [out / n for n in ("fp.safetensors", "layers.json", "history.csv", "metrics.json", "cost.json")]
+    names = ("fp.safetensors", "layers.json", "history.csv", "metrics.json", "classes.json", "cost.json")
+    outputs = [out / name for name in names]
     with provenance.writing(params, "pretrain", {"model": model}, inputs, outputs) as folder:
         io.save_tensors(folder / "fp.safetensors", network.state_dict())
         io.write_json(folder / "layers.json", {"model": about, "layers": [layer._asdict() for layer in layers]})
         io.write_csv(folder / "history.csv", history, COLUMNS)
         io.write_json(folder / "metrics.json", {**metrics, "images": len(test)})
+        io.write_json(folder / "classes.json", {"names": list(test.classes), "full_precision": classes})
         io.write_json(folder / "cost.json", meter.cost())
     forget(resume)
     print(f"pretrain: {model}, top-1 {metrics['top1']:.2f} %, {meter.seconds():.0f} s")

@@ -26,7 +26,7 @@ def _log_ratio(z: Tensor, labels: Tensor, centroids: Tensor, present: Tensor) ->
     return torch.log(intra + _EPS) - torch.log(inter + _EPS)
 
 
-def _class_means(z: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def class_means(z: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Mean feature [K, F] and count [K] of each class in the batch (zero rows where a class is absent)."""
     counts = torch.zeros(num_classes, dtype=z.dtype, device=z.device).index_add(0, labels, torch.ones_like(z[:, 0]))
     sums = torch.zeros(num_classes, z.shape[1], dtype=z.dtype, device=z.device).index_add(0, labels, z)
@@ -50,7 +50,7 @@ class MarginLoss(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss for pre-logits [N, F] and labels [N]; updates the centroids in training mode."""
         z = F.normalize(features.float(), dim=1)
-        means, counts = _class_means(z, labels, len(self.centroids))
+        means, counts = class_means(z, labels, len(self.centroids))
         in_batch = (counts > 0).to(z.dtype)
         # A class's first batch sets its centroid; later ones move it.
         keep = torch.where(self.seen > 0, self.momentum, 0.0) * in_batch + (1 - in_batch)
@@ -69,5 +69,5 @@ def class_margin(features: Tensor, labels: Tensor) -> float:
     Args: features [N, F] pre-logits (normalised here), labels [N].
     """
     z = F.normalize(features.float(), dim=1)
-    means, counts = _class_means(z, labels, int(labels.max()) + 1)
+    means, counts = class_means(z, labels, int(labels.max()) + 1)
     return -_log_ratio(z, labels, means, (counts > 0).to(z.dtype)).item()

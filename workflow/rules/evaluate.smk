@@ -2,11 +2,13 @@ rule evaluate:
     input:
         weights=f"{ROOT}/models/{{model}}/fp.safetensors",
         full_precision=f"{ROOT}/models/{{model}}/metrics.json",
+        classes=f"{ROOT}/models/{{model}}/classes.json",
         policy=f"{ROOT}/search/{{model}}/{{search}}/{{budget}}/{{seed}}/policy.json",
         finetuned=f"{ROOT}/finetune/{{model}}/{{search}}/{{budget}}/{{seed}}/model.safetensors",
     output:
         metrics=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/metrics.json",
         hits=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/hits.json",
+        classes=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/classes.json",
         provenance=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/provenance.json",
     log:
         f"{ROOT}/logs/evaluate/{{model}}-{{search}}-{{budget}}-{{seed}}.log",

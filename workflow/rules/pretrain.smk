@@ -7,6 +7,7 @@ rule pretrain:
         layers=f"{ROOT}/models/{{model}}/layers.json",
         history=f"{ROOT}/models/{{model}}/history.csv",
         metrics=f"{ROOT}/models/{{model}}/metrics.json",
+        classes=f"{ROOT}/models/{{model}}/classes.json",
         cost=f"{ROOT}/models/{{model}}/cost.json",
         provenance=f"{ROOT}/models/{{model}}/provenance.json",
     log:
