@@ -63,7 +63,8 @@ def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(built):
 
 def test_the_sdist_holds_what_a_reader_needs(built):
     (sdist,) = built.glob("*.tar.gz")
-    names = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
     needed = {"README.md", "LICENSE", "pyproject.toml", "params.yaml", "dvc.yaml", "workflow/Snakefile", "uv.lock"}
     assert needed | {"docs/tool.md", "tests/test_package.py"} <= names
 

@@ -97,7 +97,9 @@ def search(
     for limits, limitless in zip(wanted, free, strict=True):
         used = "uniform" if limitless else method
         with phase(f"assign bits within {_named(limits)}"):
-            assigned = _widest(limits) if preferences is None or limitless else solve(found, problem, preferences, limits)
+            assigned = (
+                _widest(limits) if preferences is None or limitless else solve(found, problem, preferences, limits)
+            )
         policies.append(
             make_policy(
                 layers,
