@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import functools
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -128,8 +130,6 @@ STAGED = [command.callback.__name__ for command in stages.registered_commands]
 
 
 def recorded(callback, ran):
-    import functools
-
     @functools.wraps(callback)
     def run(**_):
         ran.append(callback.__name__)
@@ -246,16 +246,44 @@ def test_every_python_block_runs_in_a_test_or_says_why_not():
     assert {page: count for page, count in found.items() if count} == counted
 
 
+def printed_blocks(why: bool) -> list[tuple[str, str]]:
+    """(commands, what they print) of the quick start; why: of those that are not run as they stand."""
+    found = list(BLOCK.finditer((DOCS / "quickstart.md").read_text(encoding="utf-8")))
+    pairs = [
+        (first, second)
+        for first, second in itertools.pairwise(found)
+        if (first["kind"], second["kind"]) == ("sh", "text")
+    ]
+    return [(first["text"], second["text"]) for first, second in pairs if bool(first["why"]) is why]
+
+
 def test_the_quick_start_prints_what_it_says(tmp_path):
-    """Each block of commands is run, and the block behind it compared; numbers may differ where machines round."""
+    """Each block of commands is run, and what it prints compared; numbers may differ where machines round."""
     text = (DOCS / "quickstart.md").read_text(encoding="utf-8")
-    found = [block for block in BLOCK.finditer(text) if block["kind"] in ("sh", "text") and not block["why"]]
-    printed = ""
-    for block in found:
-        if block["kind"] == "sh":
+    expected = dict(printed_blocks(why=False))
+    assert len(expected) == 2
+    for block in BLOCK.finditer(text):
+        if block["kind"] == "sh" and not block["why"]:
             printed = shell(tmp_path, block["text"]).stdout
-        else:
-            assert words(printed) == words(block["text"])
+            assert words(printed) == words(expected.get(block["text"], ""))
+
+
+def test_the_quick_start_shows_what_the_smoke_set_prints(smoke_results):
+    _, root = smoke_results
+    ((_, expected),) = printed_blocks(why=True)
+    printed = [words(line) for line in root.with_name("log").read_text().splitlines()]
+    stages = [
+        line for line in expected.splitlines() if re.match(r"(fetch|pretrain|sample|search|finetune|evaluate): ", line)
+    ]
+    assert len(stages) == 14
+    assert [line for line in stages if words(line) not in printed] == []
+
+
+def test_verify_lists_what_the_quick_start_says(smoke_results):
+    _, root = smoke_results
+    text = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+    command, listed = re.search(r"^\$ (seam verify [^\n]*)\n(.*?)^```$", text, re.M | re.S).groups()
+    assert shell(root, command).stdout == listed
 
 
 def words(text: str) -> list[str]:
