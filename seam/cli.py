@@ -243,7 +243,21 @@ def log(out: OutFile, params: ParamsFile = Default) -> None:
     loaded = _load(params, "log")
     from seam.stages.log import log as run
 
-    run(loaded, out)
+    run(loaded, out, params)
+
+
+@app.command(rich_help_panel=_PIPELINE)
+def ui(
+    params: ParamsFile = Default,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; by default 5000, or a free one.", show_default=False)
+    ] = None,
+) -> None:
+    """Open the logged runs in MLflow's pages, on this machine alone, until Ctrl-C."""
+    loaded = _load(params, "ui")
+    from seam.tracking.ui import serve
+
+    serve(loaded, port)
 
 
 @app.command(rich_help_panel=_PIPELINE)

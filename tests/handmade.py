@@ -151,6 +151,8 @@ def write_results(
             "device": device(job),
             "device_name": device(job),
             "threads": 2,
+            "started": "2026-01-31T12:00:00.000+00:00",
+            "ended": "2026-01-31T12:00:10.000+00:00",
         }
         write_json(root / f"search/{job.folder}/cost.json", cost)
         history = [
@@ -170,7 +172,10 @@ def write_results(
             write_csv(root / f"search/{job.folder}/history.csv", history)
         else:
             write_text(root / f"search/{job.folder}/history.csv", "step,epoch,loss,ce,margin,budget,entropy,seconds\n")
-        write_json(root / f"finetune/{job.folder}/cost.json", {"seconds": 30.0, "images": 1000})
+        write_json(
+            root / f"finetune/{job.folder}/cost.json",
+            {"seconds": 30.0, "images": 1000, "ended": "2026-01-31T12:01:00.000+00:00"},
+        )
         tuned = [
             {"step": i, "epoch": 0, "loss": 1.0 / (i + 1), "top1": 50.0 + i, "lr": 0.1, "seconds": i} for i in range(5)
         ]

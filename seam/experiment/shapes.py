@@ -1,5 +1,6 @@
 """What the stages' JSON files must hold: all that is read of them without a default."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
@@ -19,6 +20,15 @@ def _whole(value: float) -> float:
     if value % 1:
         raise ValueError("must be a whole number")
     return value
+
+
+def _a_time(text: str) -> str:
+    if not datetime.fromisoformat(text).tzinfo:
+        raise ValueError("names no time zone")
+    return text
+
+
+_Time = Annotated[str, AfterValidator(_a_time)]
 
 
 class Metrics(Shape):
@@ -71,6 +81,8 @@ class Classes(ModelClasses):
 
 class FinetuneCost(Shape):
     seconds: _Seconds
+    started: _Time | None = None
+    ended: _Time | None = None
 
 
 class SearchCost(Shape):
@@ -84,6 +96,8 @@ class SearchCost(Shape):
     device_name: str | None = None
     threads: _Count | None = None
     parts: dict[str, _Amount] = {}
+    started: _Time | None = None
+    ended: _Time | None = None
 
 
 class Proxy(Shape):

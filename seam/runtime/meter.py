@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ class Meter:
         self.parts: dict[str, float] = {"start": 0.0}
         self._part, self._since = "start", 0.0  # the part that is going on, and the second in which it began
         # Seconds since the process started, so that the imports before this line count too.
-        self._start = time.perf_counter() - _process_age()
+        age = _process_age()
+        self._start = time.perf_counter() - age
+        self.started = time.time() - age  # Unix time; of the first process, where one goes on from a checkpoint
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -79,7 +82,8 @@ class Meter:
         """All that was counted so far, for a checkpoint (JSON)."""
         self._turn_to(self._part)
         counts = {name: getattr(self, name) for name in _COUNTS}
-        return {**counts, "seconds": self._since, "seconds_once": self.seconds_once, "parts": dict(self.parts)}
+        seconds = {"seconds": self._since, "seconds_once": self.seconds_once, "started": self.started}
+        return {**counts, **seconds, "parts": dict(self.parts)}
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
         """Take up the `state` of an earlier process, at its checkpoint.
@@ -92,6 +96,7 @@ class Meter:
         for name in _COUNTS:
             setattr(self, name, state[name])
         self.seconds_once += state["seconds_once"]
+        self.started = state.get("started", self.started)
         self.parts, self._since = dict(state["parts"]), state["seconds"]
         self._start += self.seconds() - state["seconds"]
 
@@ -108,12 +113,14 @@ class Meter:
     def cost(self, **extra: Any) -> dict[str, Any]:
         """The content of cost.json. `seconds` counts from process start: imports, loading of kernels, solver included.
 
-        Compiling kernels is not in `seconds` and its `parts`, but in `seconds_once`.
+        Compiling kernels is not in `seconds` and its `parts`, but in `seconds_once`. `started`, `ended`: UTC.
         """
         state = self.state()
         return {
             "seconds": round(state["seconds"], 3),
             "seconds_once": round(self.seconds_once, 3),
+            "started": _iso(self.started),
+            "ended": _iso(time.time()),
             "images": self.images,
             "steps": self.steps,
             "epochs": self.epochs,
@@ -136,6 +143,11 @@ def processor_name() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _iso(seconds: float) -> str:
+    """A Unix time as 2026-01-31T12:00:00.000+00:00."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def _process_age() -> float:

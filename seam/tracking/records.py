@@ -4,17 +4,36 @@ An experiment a parameter set, a run a (model, search, budget, seed), and a summ
 """
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from seam.claims.comparison import ALL
 from seam.experiment.params import Params
+from seam.experiment.provenance import provenance_path
 from seam.experiment.results import JobResult, Results, curves
+from seam.io import read_json
 from seam.tracking.store import Record, clean
+from seam.tracking.view import ORDER
 
 POINTS = 250  # of a curve in MLflow; history.csv holds every step
 NO_CURVE = {"step", "epoch", "seconds"}
 SUMMARY = "summary"  # no job can have this name: those hold dashes
+# The columns of results.csv that people compare runs by; the summary's results.csv holds all.
+METRICS = (
+    "top1",
+    "calibrated_top1",
+    "delta_fp",
+    "class_margin",
+    "bitops_g",
+    "size_mb",
+    "mean_w",
+    "mean_a",
+    "search_seconds",
+    "search_image_macs",
+    "speedup",
+    "speedup_image_macs",
+)
 
 
 def records(
@@ -48,6 +67,8 @@ def _job_record(params: Params, row: Mapping[str, Any], result: JobResult, targe
         "seed": job.seed,
         "target": params.target.dataset,
         "proxy": result.proxy_name,
+        ORDER: f"{job.model} {100 - row['top1']:06.2f}",
+        **{clean(f"bits.{name}"): f"{w}/{a}" for name, (w, a) in result.bits.items()},
         **_flat("search", params.settings(job.search).model_dump(mode="json")),
         **_flat("finetune", params.finetune.model_dump(mode="json")),
     }
@@ -57,17 +78,29 @@ def _job_record(params: Params, row: Mapping[str, Any], result: JobResult, targe
         for key in history.keys() - NO_CURVE:
             steps = zip(history["step"], history[key], strict=True)
             lines[f"{stage}/{key}"] = {int(step): value for step, value in steps}
+    ends = (cost.get("ended") for cost in (result.search_cost, result.finetune_cost))
     return Record(
         job=job.name,
         name=job.name,
-        metrics={k: float(v) for k, v in row.items() if isinstance(v, int | float) and k != "seed"},
+        metrics={key: float(row[key]) for key in METRICS if row[key] != ""},
         params=settings,
-        tags={"model": job.model, "search": job.search, "budget": job.budget, "seed": str(job.seed)},
+        tags=source_tags(result.files["policy"]),
         curves=dict(sorted(lines.items())),
         datasets=tuple(_datasets(params, result, target)),
         files=(result.files["policy"], result.files["metrics"]),
         charts={"bits.png": chart},
+        started=result.search_cost.get("started"),
+        ended=max(filter(None, ends), key=datetime.fromisoformat, default=None),
     )
+
+
+def source_tags(policy: Path) -> dict[str, str]:
+    """MLflow's own tags of where a run comes from: the command, and the commit that made the policy, if it is known."""
+    tags = {"mlflow.source.name": "seam", "mlflow.source.type": "LOCAL"}
+    provenance = provenance_path(policy)
+    git = read_json(provenance).get("git") if provenance else None
+    commit = git.get("commit") if isinstance(git, Mapping) else None
+    return tags | ({"mlflow.source.git.commit": str(commit)} if commit else {})
 
 
 def _datasets(params: Params, result: JobResult, target: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -83,15 +116,11 @@ def _datasets(params: Params, result: JobResult, target: Mapping[str, Any]) -> I
 
 
 def _summary(params: Params, claims: Mapping[str, Any], files: list[Path]) -> Record:
-    metrics = {f"claims_{verdict.replace(' ', '_')}": float(n) for verdict, n in claims["verdicts"].items()}
-    for claim in claims["claims"]:
-        if "estimate" in claim:
-            metrics[clean(claim["id"])] = float(claim["estimate"]["value"])
     text = next((path.read_text(encoding="utf-8") for path in files if path.name == "claims.md"), "")
     return Record(
         job=SUMMARY,
         name=f"{params.name}-summary",
-        metrics=metrics,
+        metrics={},  # a column for each claim would hide those of the runs; estimates are in claims.md and .json
         params={"target": params.target.dataset, **_flat("claims", params.claims.model_dump(mode="json"))},
         tags={"mlflow.note.content": text[:8000], **_verdicts(claims)},
         files=tuple(files),

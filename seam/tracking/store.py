@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -21,7 +22,7 @@ from seam.io import sha256
 # Tags of a run. DONE is set last: a run without it was interrupted, or is being logged live.
 JOB, STATE, DIGEST = "seam.job", "seam.state", "seam.digest"
 WRITING, LIVE, DONE = "writing", "live", "done"
-FORMAT = 1  # part of the digest: raise it when runs of an older layout are to be replaced
+FORMAT = 2  # part of the digest: raise it when runs of an older layout are to be replaced
 BATCH = 1000  # MLflow's limit of metrics a request
 Curve = Mapping[int, float]  # step -> value
 
@@ -39,6 +40,8 @@ class Record:
     datasets: tuple[Mapping[str, Any], ...] = ()  # name, context, source (a path), profile
     files: tuple[Path, ...] = ()
     charts: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)  # file name -> draws it; from `files`
+    started: str | None = None  # when the job ran (ISO 8601); not content, as the same results may be made twice
+    ended: str | None = None
 
     @property
     def digest(self) -> str:
@@ -138,6 +141,16 @@ class Store:
             self.client = MlflowClient(uri)
             self.experiment_id = self._experiment()
 
+    def show(self) -> None:
+        """Have the experiment open as a training's, with the view of `tracking.view`; again, this changes nothing."""
+        from seam.tracking.view import experiment_tags
+
+        with explained(self.uri):
+            found = self.client.get_experiment(self.experiment_id)
+            for key, value in experiment_tags(found.creation_time).items():
+                if found.tags.get(key) != value:
+                    self.client.set_experiment_tag(self.experiment_id, key, value)
+
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
@@ -184,7 +197,8 @@ class Store:
                 return kept.info.run_id, False
             if kept is None:
                 tags = {JOB: record.job, STATE: WRITING}
-                kept = self.client.create_run(self.experiment_id, run_name=record.name, tags=tags)
+                started = _milliseconds(record.started)
+                kept = self.client.create_run(self.experiment_id, started, tags, record.name)
             self._write(kept.info.run_id, record, digest)
             return kept.info.run_id, True
 
@@ -230,7 +244,12 @@ class Store:
         self.client.update_run(run_id, status="FINISHED", name=record.name)
         tags = {**record.tags, DIGEST: digest, STATE: DONE}
         self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        self.client.set_terminated(run_id)
+        self.client.set_terminated(run_id, end_time=_milliseconds(record.ended))
+
+
+def _milliseconds(moment: str | None) -> int | None:
+    """MLflow's times; None, which MLflow takes as now, for results that do not tell."""
+    return None if moment is None else max(0, int(datetime.fromisoformat(moment).timestamp() * 1000))
 
 
 def _dataset(entry: Mapping[str, Any]) -> Any:

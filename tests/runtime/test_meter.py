@@ -56,6 +56,7 @@ def test_a_resumed_job_counts_each_second_once():
     assert cost["parts"]["train"] == pytest.approx(state["parts"]["train"] + 0.2, abs=0.15)
     assert sum(cost["parts"].values()) == pytest.approx(cost["seconds"], abs=0.005)
     assert cost["seconds_once"] == pytest.approx(0.06)
+    assert cost["started"] == first.cost()["started"] < cost["ended"]  # both in UTC
 
 
 def test_a_resume_of_a_resume_does_not_count_the_first_twice():

@@ -1,6 +1,8 @@
 """MLflow: the log stage on real SQLite databases, and live logging to a real server."""
 
+import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -12,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from engines import REPOSITORY
 from handmade import SEARCHES, make_params, write_results
 
 from seam.errors import SeamError
@@ -23,8 +26,10 @@ from seam.stages.claims import claims as claims_stage
 from seam.stages.log import log as log_stage
 from seam.stages.report import report as report_stage
 from seam.tracking.live import live
-from seam.tracking.records import NO_CURVE
+from seam.tracking.records import NO_CURVE, source_tags
 from seam.tracking.store import DIGEST, JOB, STATE, WRITING, Record, Store, public
+from seam.tracking.ui import PORT, serve
+from seam.tracking.view import NAME, address
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +120,8 @@ def test_a_run_holds_a_job(tmp_path):
     history = read_csv(tmp_path / "r/search/a/near/w3a3/0/history.csv")
     assert store.history(run.info.run_id, "search/loss") == [(int(r["step"]), float(r["loss"])) for r in history]
     assert len(store.history(run.info.run_id, "finetune/top1")) == 5
+    assert (run.info.start_time, run.info.end_time) == (1769860800000, 1769860860000)  # as the costs have it
+    assert run.data.params["bits.body.0"] == "3/3"
     uniform = store.client.get_run(content["runs"]["a-uniform-w3a3-0"])
     assert [entry.dataset.name for entry in uniform.inputs.dataset_inputs] == ["fashion_mnist"]
     assert "speedup" not in uniform.data.metrics
@@ -124,12 +131,84 @@ def test_summary_holds_claims_and_figures(params, tmp_path):
     content = log(params, tmp_path)
     store = Store(params.mlflow.uri, "handmade")
     run = store.client.get_run(content["summary"])
-    said = {claim["id"]: claim for claim in read_json(Path(params.results) / "claims.json")["claims"]}
     gap = "not_worse/near/direct/a/w3a3"
-    assert run.data.metrics[gap] == said[gap]["estimate"]["value"] == 1.0
     assert run.data.tags[f"verdict/{gap}"] == "not decided"
+    assert run.data.metrics == {}  # a column for each claim would hide those of the runs
+    assert run.data.tags["mlflow.note.content"] in (Path(params.results) / "report/claims.md").read_text()
     files = {file.path for file in store.client.list_artifacts(run.info.run_id)}
     assert {"claims.json", "claims.md", "results.csv", "accuracy_cost.png"} <= files
+    local = read_json(store.client.download_artifacts(run.info.run_id, "claims.json", str(tmp_path)))
+    assert {claim["id"]: claim for claim in local["claims"]}[gap]["estimate"]["value"] == 1.0
+
+
+def test_the_experiment_opens_as_a_training_with_the_view(params, tmp_path, capsys):
+    content = log(params, tmp_path)
+    link = address(f"http://127.0.0.1:{PORT}", content["experiment_id"])
+    assert f"`seam ui` serves {link}" in capsys.readouterr().out
+    store = Store(params.mlflow.uri, "handmade")
+    tags = store.client.get_experiment(store.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags[f"mlflow.sharedViewState.{NAME}"])
+    assert f"viewStateShareKey={NAME}&" in link
+    state = json.loads(view["state"])
+    table = store.client.get_run(content["runs"]["a-near-w3a3-0"]).data
+    shown = [re.fullmatch(r"metrics\.`(\w+)`", column).group(1) for column in state["selectedColumns"]]
+    axes = [card[axis]["key"] for card in state["compareRunCharts"] for axis in ("xaxis", "yaxis") if axis in card]
+    assert {*shown, *axes, *state["compareRunCharts"][-1]["selectedMetrics"]} <= table.metrics.keys()
+    assert len(table.metrics.keys() - {key for key in table.metrics if "/" in key}) <= 12
+    order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
+    found = store.client.search_runs([store.experiment_id], state["searchFilter"], order_by=[order])
+    assert [run.info.run_name for run in found] == ["a-near-w3a3-0", "a-direct-w3a3-0", "a-uniform-w3a3-0"]
+    log(params, tmp_path)
+    assert store.client.get_experiment(store.experiment_id).tags == tags
+    store.client.set_experiment_tag(store.experiment_id, f"mlflow.sharedViewState.{NAME}", "{}")
+    log(params, tmp_path)
+    assert store.client.get_experiment(store.experiment_id).tags == tags
+
+
+def test_a_run_says_which_commit_made_its_policy(tmp_path):
+    policy = tmp_path / "policy.json"
+    key = "mlflow.source.git.commit"
+    assert key not in source_tags(policy)
+    for git, commit in (({"commit": "c0ffee", "dirty": False}, "c0ffee"), ({"commit": None}, None), ([], None)):
+        write_json(tmp_path / "provenance.json", {"git": git})
+        assert source_tags(policy).get(key) == commit
+
+
+def filters():
+    """(filter, number of runs it says to find) of the page about MLflow."""
+    page = (REPOSITORY / "docs/tracking.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `` (.+?) `` \|.*\| (\d+) \|$", page, re.MULTILINE)
+
+
+def test_filters_in_the_docs_find_what_they_say(tmp_path):
+    params = prepare(tmp_path, models=("a", "b"), seeds=(0, 1), searches=("near", "direct", "uniform", "random-0"))
+    log(params, tmp_path)
+    store = Store(params.mlflow.uri, "handmade")
+    assert len(filters()) >= 8
+    for condition, count in filters():
+        found = store.client.search_runs([store.experiment_id], condition)
+        assert (condition, len(found)) == (condition, int(count))
+
+
+def test_ui_without_a_database_or_on_a_taken_port_is_an_error(params, tmp_path):
+    with pytest.raises(SeamError, match=r"no\.db: no such database; run `seam log`"):
+        serve(stored(params, f"sqlite:///{tmp_path}/no.db"))
+    assert not (tmp_path / "no.db").exists()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SeamError, match=f"--port {port}"):
+            serve(params, port)
+
+
+def test_ui_of_a_server_prints_its_address(served, tmp_path, capsys):
+    content = log(served, tmp_path)
+    link = address(served.mlflow.uri, content["experiment_id"])
+    assert f"Look at them: {link}\n" in capsys.readouterr().out
+    serve(served)
+    assert capsys.readouterr().out == f"MLflow: {link}\n"
 
 
 def test_twice_adds_nothing(params, tmp_path, capsys):
@@ -312,6 +391,7 @@ def test_live_run_is_completed_by_the_log_stage(tmp_path, served):
     done = store.client.get_run(found.info.run_id)
     assert done.data.metrics["top1"] == 90.0
     assert DIGEST in done.data.tags
+    assert done.info.end_time == 1769860860000
     assert {f.path for f in store.client.list_artifacts(found.info.run_id)} == {
         "policy.json",
         "metrics.json",
@@ -415,3 +495,6 @@ def test_log_of_the_real_run(smoke_results):
         metrics = read_json(root / params.results / "evaluate" / job.folder / "metrics.json")
         assert run.data.metrics["top1"] == pytest.approx(metrics["top1"], rel=1e-5)
         assert run.info.run_name == job.name
+        assert run.data.tags["mlflow.source.git.commit"]
+        cost = read_json(root / params.results / "search" / job.folder / "cost.json")
+        assert run.info.end_time - run.info.start_time >= 1000 * cost["seconds"] - 1
