@@ -184,12 +184,8 @@ def class_distances(results: Results, model: str, chosen: Mapping[str, Style]) -
         )
     _lay_out(figure, height=420)
     figure.update_layout(margin={"t": 40})
-    every = {
-        "type": "category",
-        "dtick": 1 if len(labels) <= 30 else None,
-        "tickfont": {"size": 10},
-        "automargin": True,
-    }
+    every = {"type": "category", "tickfont": {"size": 10}, "automargin": True}
+    every |= {"dtick": 1} if len(labels) <= 30 else {}
     figure.update_xaxes(tickangle=90, **every)
     figure.update_yaxes(autorange="reversed", **every)
     return figure
