@@ -172,6 +172,19 @@ class SearchSettings(_Frozen):
         return bits
 
 
+class Reconstruction(_Frozen):
+    """Block reconstruction of a quantized network (`seam.calibration.reconstruct`), Adam."""
+
+    iterations: Count = 400  # a block
+    batch_size: Count = 32  # at most; fewer images where a block's tensors are large
+    lr: Positive = 0.02  # of the logits of the weights' rounding
+    step_lr: NonNegative = 2e-3  # of the log steps of inputs; 0: they stay
+    affine_lr: NonNegative = 1e-3  # of biases and normalisation; 0: they stay
+    drop: Share = 0.5  # of the elements of activations that a step leaves in full precision
+    warm_up: Share = 0.2  # of the iterations, before roundings are pressed to be decided
+    rounding_weight: NonNegative = 10.0  # of that pressure, relative to the block's error before
+
+
 class Evaluate(_Frozen):
     batch_size: Count = 500
     threads: Count = 2
