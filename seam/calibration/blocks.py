@@ -1,7 +1,8 @@
 """The units that reconstruction takes one at a time: a network's blocks, found by how modules are nested and called.
 
-A block is what timm puts into a stage: an element of a Sequential or ModuleList that holds several quantized layers,
-with its shortcut and its addition inside. What lies between blocks (stems, heads, downsampling) is taken layer by layer.
+A block is what timm puts into a stage: an element of a Sequential, of a ModuleList or of a chain of calls that holds
+several quantized layers, with its shortcut and its addition inside. What lies between blocks (stems, heads,
+downsampling) is taken layer by layer.
 The normalisation and activation right behind a unit belong to it, so that the error is measured where it counts.
 """
 
@@ -109,12 +110,14 @@ def find_units(model: nn.Module, size: tuple[int, int, int]) -> list[Unit]:
         name: call
         for name, call in calls.items()
         if name and name not in inside and not _layers(name, quantized) and call.count == 1 and _keeps_shape(call)
+        if call.made != call.read  # nn.Identity
     }
     for unit in units:
         made = calls[unit.name].made
         while tail := next((name for name, call in free.items() if call.read == made), None):
-            made = free.pop(tail).made
+            made = free[tail].made
             unit.names.append(tail)
+            free = {name: call for name, call in free.items() if not f"{name}.".startswith(f"{tail}.")}
     for before, unit in zip(units, units[1:], strict=False):
         unit.chained = calls[unit.name].read == calls[before.names[-1]].made
     return units
@@ -130,7 +133,8 @@ def _within(name: str, module: nn.Module, quantized: list[str], calls: dict[str,
     if not layers:
         return []
     call = calls.get(name)
-    if call and call.count == 1 and _per_image(call) and not _holds_blocks(module, name, quantized):
+    descend = _holds_blocks(module, name, quantized) or _is_chain(module, name, quantized, calls)
+    if call and call.count == 1 and _per_image(call) and not descend:
         return [Unit([name], layers, _arguments=call.arguments, _spec=call.spec)]
     if layers == [name]:
         return []
@@ -151,6 +155,15 @@ def _holds_blocks(module: nn.Module, name: str, quantized: list[str]) -> bool:
         for path, part in module.named_modules()
         if path
     )
+
+
+def _is_chain(module: nn.Module, name: str, quantized: list[str], calls: dict[str, _Call]) -> bool:
+    """Whether a module only calls its parts, each with several layers, on the output of the one before."""
+    parts = [f"{name}.{n}" for n, _ in module.named_children() if _layers(f"{name}.{n}", quantized)]
+    if name not in calls or not parts or any(p not in calls or len(_layers(p, quantized)) == 1 for p in parts):
+        return False
+    made = [calls[name].read, *(calls[part].made for part in parts)]
+    return made[-1] == calls[name].made and all(calls[p].read == m for p, m in zip(parts, made, strict=False))
 
 
 def _per_image(call: _Call) -> bool:

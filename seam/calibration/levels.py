@@ -2,8 +2,8 @@
 
 steps        inputs: of least squared error (one pass)
 output       inputs and weights: of least error of each layer's output
-bias         and the mean error of each output channel taken off
-reconstruct  from `output` on: rounding and steps learned, one block after the other
+norm         and BatchNorm's statistics re-estimated for the quantized network
+reconstruct  from `output` on: rounding, steps, biases and normalisation learned, one block after the other
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam.calibration.bias import correct_biases
+from seam.calibration.norm import re_estimate
 from seam.calibration.output_error import fit_to_outputs
 from seam.calibration.reconstruct import reconstruct
 from seam.errors import unknown
@@ -23,8 +23,8 @@ from seam.quant.quantizer import Quantizer
 from seam.runtime.progress import phase
 from seam.settings import Reconstruction
 
-LEVELS = ("steps", "output", "bias", "reconstruct")
-_IMAGES = 64  # that the levels `output` and `bias` look at
+LEVELS = ("steps", "output", "norm", "reconstruct")
+_IMAGES = 64  # that the levels `output` and `norm` look at
 
 
 def calibrate(
@@ -36,7 +36,7 @@ def calibrate(
     seed: int = 0,
     resume: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Set a quantized model's steps, and at the higher levels biases and rounding, in place; the rows of `reconstruct`.
+    """Set a quantized model's steps, and by `reconstruct` its rounding and biases, in place; returns the rows of that.
 
     Args:
         model: of `seam.quant.apply.quantize`, its weights still those of full precision.
@@ -55,9 +55,9 @@ def calibrate(
     ((x, _),) = images.subset(range(min(_IMAGES, len(images)))).batches(_IMAGES, device=device)
     with phase("steps of least output error"):
         fit_to_outputs(model, x)
-    if level == "bias":
-        with phase("bias correction"):
-            correct_biases(model, teacher, x)
+    if level == "norm":
+        with phase("re-estimate BatchNorm"):
+            re_estimate(model, teacher, x)
     if level != "reconstruct":
         return []
     return reconstruct(model, teacher, images, settings or Reconstruction(), seed, device, resume)
