@@ -181,8 +181,9 @@ class Reconstruction(_Frozen):
     step_lr: NonNegative = 2e-3  # of the log steps of inputs; 0: they stay
     affine_lr: NonNegative = 1e-3  # of biases and normalisation; 0: they stay
     drop: Share = 0.5  # of the elements of activations that a step leaves in full precision
-    warm_up: Share = 0.2  # of the iterations, before roundings are pressed to be decided
-    rounding_weight: NonNegative = 10.0  # of that pressure, relative to the block's error before
+    warm_up: Share = 0.2  # of the iterations, before the first roundings are decided
+    decided: Share = 0.9  # of the iterations, after which all are
+    power: Positive = 2.0
 
 
 class Evaluate(_Frozen):

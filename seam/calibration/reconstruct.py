@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from seam.calibration.blocks import Unit, find_units
-from seam.calibration.rounding import bake, soften, undecided
+from seam.calibration.rounding import bake, soften
 from seam.errors import SeamError
 from seam.quant.quantizer import Quantizer, weight_quantizer
 from seam.runtime.memory import enough_memory
@@ -143,20 +143,24 @@ def _learn(
             x = [_mixed(a[rows], b[rows], settings.drop, generator) for a, b in zip(given, full, strict=True)]
             y = unit.run(model, x)
             loss = sum((a - b[rows]).square().mean() for a, b in zip(y, wanted, strict=True)) / power
-            if soft and done >= settings.warm_up:
-                # From the ends to the middle: a rounding is decided when |2 h - 1|^beta is no longer flat around it.
-                beta = 2 + 18 * (1 - done) / (1 - settings.warm_up)
-                loss = loss + settings.rounding_weight * before * undecided(soft, beta)
             optimizer.zero_grad()
             loss.backward()
             for group in optimizer.param_groups:
                 group["lr"] = group["start"] * (1 if group["constant"] else 0.5 * (1 + math.cos(math.pi * done)))
             optimizer.step()
+            for rounding in soft:
+                rounding.decide(_decided(done, settings))
             yield
     for layer, rounding, quantizer in zip(layers, roundings, quantizers, strict=True):
         if rounding is not None:
             bake(layer, rounding, quantizer)
     model.requires_grad_(False)
+
+
+def _decided(done: float, settings: Reconstruction) -> float:
+    """Share of a unit's weights whose rounding is decided when a share `done` of its iterations is."""
+    left = 1 - (done - settings.warm_up) / (settings.decided - settings.warm_up)
+    return 1 - min(max(left, 0.0), 1.0) ** settings.power
 
 
 def _optimizer(

@@ -7,14 +7,13 @@ A weight w with step s becomes s clamp(floor(w / s) + h(V), n, p), where the rec
 is learned, from w itself (h = the fraction of w / s) to 0 or 1.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from seam.quant.quantizer import Quantizer, weight_quantizer
 
 _GAMMA, _ZETA = -0.1, 1.1  # of the paper: the sigmoid is stretched, so that h reaches 0 and 1
+_FAR = 8.0  # logits +-8: h is 1 or 0, and stays, since it has no gradient there
 
 
 class SoftRounding(nn.Module):
@@ -22,12 +21,10 @@ class SoftRounding(nn.Module):
 
     Attributes:
         logits: V, a parameter of the weight's shape.
-        hard: round up where h(V) >= 1/2, instead of by h(V).
     """
 
     def __init__(self, weight: Tensor, quantizer: Quantizer):
         super().__init__()
-        self.hard = False
         step = quantizer.log_step.detach().exp().view(-1, *[1] * (weight.dim() - 1))
         self.register_buffer("step", step)
         self.register_buffer("floor", (weight.detach() / step).floor())
@@ -43,17 +40,17 @@ class SoftRounding(nn.Module):
         """The weight's integers as learned."""
         return (self.floor + (self.logits.detach() >= 0)).clamp_(self.least, self.most)
 
+    @torch.no_grad()
+    def decide(self, share: float) -> None:
+        """Round for good, up or down, the share of all weights whose h is nearest to 0 or 1."""
+        size = self.logits.abs()
+        count = round(share * size.numel())
+        if count:
+            least = size.flatten().kthvalue(size.numel() - count + 1).values
+            self.logits.copy_(torch.where(size >= least, self.logits.sign().add_(0.5).sign_() * _FAR, self.logits))
+
     def forward(self, weight: Tensor) -> Tensor:
-        if self.hard:
-            return self.integers() * self.step
         return (self.floor + self.up()).clamp(self.least, self.most) * self.step
-
-
-def undecided(roundings: Sequence[SoftRounding], beta: float) -> Tensor:
-    """Mean over all weights of 1 - |2 h(V) - 1|^beta: 0 where their rounding is decided. A large beta leaves the middle
-    alone; with a small one all have to decide."""
-    parts = [((2 * rounding.up() - 1).abs().pow(beta).sum(), rounding.logits.numel()) for rounding in roundings]
-    return 1 - sum(total for total, _ in parts) / sum(count for _, count in parts)
 
 
 def soften(layer: nn.Module) -> SoftRounding | None:
