@@ -25,7 +25,7 @@ _PIPELINE = "Stages of the pipeline (search, finetune, evaluate too: --params)"
 
 # `search`, `finetune` and `evaluate` are both stages of the pipeline (with --params) and tools (without).
 stages = typer.Typer(name="seam", add_completion=False, pretty_exceptions_enable=False)
-tools = (cli_tool.layers, cli_tool.search, cli_tool.finetune, cli_tool.evaluate, cli_tool.export)
+tools = (cli_tool.layers, cli_tool.search, cli_tool.calibrate, cli_tool.finetune, cli_tool.evaluate, cli_tool.export)
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="Parameter file.", show_default=True)]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]

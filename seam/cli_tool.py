@@ -1,6 +1,7 @@
 """The command line without a pipeline: a timm model, a folder of images, a limit. Thin: `seam.tool` does the work."""
 
 import hashlib
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -177,8 +178,7 @@ def finetune(
         "batch_norm": batch_norm,
         "distillation": distillation,
     }
-    settings = [io.sha256(policy), str(weights and io.sha256(weights)), data, options, seed]
-    resume = out.with_name(f".{out.stem}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:12]}.resume.safetensors")
+    resume = _resume_file(out, policy, weights, data, options, seed)
     an_epoch = len(images) // min(batch_size, len(images))
     if epochs * an_epoch < FEW_STEPS:
         more = f"--epochs {-(-FEW_STEPS // an_epoch)}, or a smaller --batch-size, would be more"
@@ -205,6 +205,44 @@ def finetune(
                 "or finetune longer, on more images or with a lower --lr",
                 err=True,
             )
+
+
+def calibrate(
+    policy: Policy,
+    out: Out,
+    data: Annotated[str, typer.Option(help="Images: a folder (class folders are not needed), or a dataset's name.")],
+    model: ModelOfPolicy = "",
+    weights: Weights = None,
+    level: Annotated[
+        str, typer.Option(help="steps, output or reconstruct: from the quickest to the most accurate (docs/tool.md).")
+    ] = "reconstruct",
+    images: Annotated[int, typer.Option(min=1, help="How many images are looked at.")] = 256,
+    iterations: Annotated[int | None, typer.Option(min=1, help="reconstruct: iterations a block.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    threads: Threads = ALL,
+    data_root: DataRoot = DATA_ROOT,
+) -> None:
+    """Quantize well without training: weights for `evaluate` and `export`, from a few hundred images without labels."""
+    _limit(threads)
+    from seam import io
+    from seam import tool as api
+    from seam.errors import SeamError
+    from seam.stages.resume import forget
+
+    if weights is not None and api.is_finetuned(weights):
+        raise SeamError(f"{weights}: weights of a quantized model; give full-precision ones")
+    network, about = _of_policy(policy, model, weights)
+    shown = api.open_images(data, network, full_size=True, data_root=data_root)
+    settings = {} if iterations is None else {"iterations": iterations}
+    resume = _resume_file(out, policy, weights, data, settings, level, images, seed, device, threads)
+    quantized = api.quantize(network, policy)
+    start = time.perf_counter()
+    api.calibrate(quantized, shown, images, device, level=level, settings=settings, seed=seed, resume=resume)
+    seconds = time.perf_counter() - start
+    io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"], "level": level})
+    forget(resume)
+    typer.echo(f"calibrate: {about['name']}, {level}, {min(images, len(shown))} images, {seconds:.0f} s, {out}")
 
 
 def evaluate(
@@ -287,6 +325,14 @@ def layers(
     network = _model(model, weights, classes, untrained=True)
     size = api.input_size(network)
     show.layers(model, size, apply_locks(find_layers(network, size), lock, exclude), show.terminal())
+
+
+def _resume_file(out: Path, policy: Path, weights: Path | None, *settings: object) -> Path:
+    """Where a command that makes `out` keeps its checkpoint; other settings or inputs have another one."""
+    from seam import io
+
+    key = repr([io.sha256(policy), str(weights and io.sha256(weights)), *settings])
+    return out.with_name(f".{out.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.resume.safetensors")
 
 
 def _bits(text: str) -> tuple[int, ...]:

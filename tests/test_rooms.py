@@ -17,6 +17,7 @@ ORDER = (
     "data",
     "quant",
     "training",
+    "calibration",
     "search",
     "onnx",
     "experiment",

@@ -16,6 +16,7 @@ from seam.runtime.progress import progress
 
 SMALL = 64  # pixels: sets whose images all have one size of at most this live in memory ...
 SMALL_BYTES = 2 << 30  # ... if they fit in this
+UNLABELLED = "unlabelled"  # the class of images that lie in no class's folder
 LARGE_SIZE = (224, 224)  # what images of many sizes are cropped to unless told otherwise
 
 
@@ -131,6 +132,15 @@ def list_images(folder: Path, classes: list[str]) -> Files:
     if empty := set(present.values()) - {label for _, label in samples}:
         raise SeamError(f"{folder / classes[min(empty)]}: no images; add some or delete the folder")
     return Files([path for path, _ in samples], np.array([label for _, label in samples], dtype=np.int64))
+
+
+def unlabelled_images(folder: Path) -> Files:
+    """The images that lie in a folder itself, sorted by name, all of the one class `UNLABELLED`."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    found = (e for e in os.scandir(folder) if e.is_file() and not e.name.startswith("."))
+    paths = sorted(e.path for e in found if e.name.lower().endswith(IMG_EXTENSIONS))
+    return Files(paths, np.zeros(len(paths), dtype=np.int64))
 
 
 def torchvision_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:

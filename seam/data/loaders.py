@@ -10,7 +10,7 @@ import torch
 from seam.data.datasets import DATASETS
 from seam.data.fetch import known, opened, parts
 from seam.data.file_sets import FileSet, prepare_as_trained
-from seam.data.files import folder_reader, list_images, subfolders
+from seam.data.files import UNLABELLED, folder_reader, list_images, subfolders, unlabelled_images
 from seam.data.image_sets import ImageSet, TensorSet, luma, resize_pixels
 from seam.errors import SeamError
 
@@ -96,7 +96,8 @@ def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) ->
     """The images of a user's own folder, one folder a class, normalised to mean 0.5 and deviation 0.25.
 
     Of a folder with train/ and val/ or test/ those of the split; without train/ those of test/ or val/, whatever the
-    split; without these all that is there. Raises SeamError where there are no images, or a class has none.
+    split; without these all that is there: class folders, or else images without classes, enough for calibration and
+    searches. Raises SeamError where there are no images, or a class has none.
     """
     parts = [name for name in ("train", "val", "test") if (base / name).is_dir()]
     if split == "test" and {"val", "test"} <= {*parts}:
@@ -110,6 +111,8 @@ def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) ->
         folder = base / parts[-1] if parts else base
         classes = subfolders(folder)
         files = list_images(folder, classes)
+        if not files.paths and (files := unlabelled_images(folder)).paths:
+            classes = [UNLABELLED]
         if not files.paths:
             raise SeamError(
                 f"{folder}: no images; put them in one folder a class, or in train/ and val/ with one folder a class"

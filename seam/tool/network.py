@@ -44,19 +44,50 @@ def quantize(model: nn.Module, policy: Mapping[str, Any] | str | Path) -> nn.Mod
     return network
 
 
-def calibrate(model: nn.Module, images: Any, count: int = CALIBRATION_IMAGES, device: str = "auto") -> nn.Module:
-    """Set the input quantizers of a quantized model from `count` shuffled images; returns the model, on the device.
+def calibrate(
+    model: nn.Module,
+    images: Any,
+    count: int = CALIBRATION_IMAGES,
+    device: str = "auto",
+    *,
+    level: str = "steps",
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    resume: str | Path | None = None,
+) -> nn.Module:
+    """Set the quantizers of a quantized model from `count` shuffled images; returns the model, on the device.
 
     Like `finetune` and `evaluate` it fixes this process's threads, seeds and determinism (`set_up`).
+
+    Args:
+        model: of `quantize`; its weights are still those of full precision.
+        images: of any kind like those that the model is for; labels are not read.
+        level: steps, output or reconstruct, from the quickest to the most accurate (`seam.calibration.levels`).
+        settings: of `reconstruct` (seam.settings.Reconstruction), such as {"iterations": 800}.
+        seed: of `reconstruct`.
+        resume: checkpoint of an interrupted `reconstruct`.
+
+    Raises SeamError for an unknown level, wrong settings, and errors that are not finite.
     """
-    from seam.quant.apply import calibrate as apply
+    from seam.calibration.levels import calibrate as apply
+    from seam.data.image_sets import TensorSet, in_memory
+    from seam.quant.kernels import use_kernels
     from seam.runtime.process import set_up
     from seam.runtime.progress import phase
+    from seam.settings import Reconstruction, checked
 
-    place = set_up(device, torch.get_num_threads(), 0)
+    chosen = checked(Reconstruction, settings or {})
+    place = set_up(device, torch.get_num_threads(), seed)
     model.to(place)
-    with phase(f"calibrate on {min(count, len(images))} images"):
-        apply(model, [next(iter(images.batches(min(count, len(images)), seed=0, device=place)))])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    images = images.subset(order[:count])
+    if level == "reconstruct":  # reads them again and again
+        use_kernels(device=place)
+        model.to(memory_format=torch.channels_last)
+        if not isinstance(images, TensorSet):
+            with phase("read images"):
+                images = in_memory(images)
+    apply(model, images, level, place, chosen, seed, Path(resume) if resume else None)
     return model
 
 

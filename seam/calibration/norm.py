@@ -1,0 +1,70 @@
+"""BatchNorm re-estimation: its statistics become those of the quantized network (Sun et al. 2019, Hybrid 8-bit).
+
+What BatchNorm hands on then has, channel by channel, the mean and the variance that it has in full precision. With few
+bits the means alone (bias correction, Nagel et al. 2019) make it worse: rounding makes outputs noisier, and the noise
+that the next activation rectifies adds up from layer to layer.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from seam.models.shared_inputs import watch
+from seam.quant.apply import input_quantizers
+
+
+@torch.no_grad()
+def re_estimate(model: nn.Module, teacher: nn.Module, x: Tensor) -> list[str]:
+    """Set the statistics of each BatchNorm behind a quantized layer, in place; returns the layers that have one.
+
+    One pass of the full-precision `teacher` and one of the model over the images x [N, C, H, W], in order of execution:
+    a layer reads what those before it hand on with their new statistics.
+    """
+    model.eval()
+    teacher.eval()
+    norms = _norms_behind(model, x[:1])
+    wanted: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(name: str, output: Tensor, functional: bool) -> None:
+        wanted[name] = _moments(output)
+
+    def set_statistics(name: str, output: Tensor, functional: bool) -> None:
+        norm, (mean, variance), (old_mean, old_variance) = norms[name], _moments(output), wanted[name]
+        ratio = (variance + norm.eps) / (old_variance + norm.eps)
+        norm.running_mean.sub_(old_mean).mul_(ratio.sqrt()).add_(mean)
+        norm.running_var.mul_(ratio)
+
+    for network, after in ((teacher, note), (model, set_statistics)):
+        with watch(network, norms, lambda name, x: None, after):
+            network(x)
+    return list(norms)
+
+
+def _moments(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of [N, C, ...]."""
+    variance, mean = torch.var_mean(output, [d for d in range(output.dim()) if d != 1], correction=0)
+    return mean, variance
+
+
+def _norms_behind(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
+    """Quantized layer -> the BatchNorm with running statistics that reads its output; for layers called once."""
+    made: dict[int, str] = {}
+    alive: list[Tensor] = []  # else a freed tensor's identity could be another's
+    found: dict[str, nn.Module] = {}
+
+    def note(name: str, output: Tensor, functional: bool) -> None:
+        alive.append(output)
+        made[id(output)] = name
+
+    def read(norm: nn.Module, args: tuple) -> None:
+        if args and (name := made.get(id(args[0]))):
+            found[name] = norm
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(read) for norm in norms if norm.running_mean is not None]
+    try:
+        with watch(model, input_quantizers(model), lambda name, x: None, note):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,0 +1,160 @@
+import copy
+
+import pytest
+import torch
+from architectures import MODELS, SIZE, create
+from digit_training import CPU
+
+import seam.tool as tool
+from seam.calibration import reconstruct as reconstruction
+from seam.calibration.levels import LEVELS, calibrate, full_precision
+from seam.data.image_sets import TensorSet
+from seam.errors import SeamError
+from seam.models.find import find_layers
+from seam.quant.apply import calibrate as fit_steps
+from seam.quant.apply import input_quantizers, quantize
+from seam.quant.kernels import use_kernels
+from seam.quant.quantizer import weight_quantizer
+from seam.runtime.process import set_up
+from seam.settings import Reconstruction
+from seam.training.evaluate import evaluate
+
+SHORT = Reconstruction(iterations=30)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    set_up("cpu", 1, 0)
+    use_kernels("eager")
+
+
+def calibrated(digits, budget, level, settings=SHORT, seed=0, resume=None, count=128):
+    model = digits.quantized(budget)
+    rows = calibrate(model, digits.train.subset(range(count)), level, CPU, settings, seed, resume)
+    return model, rows
+
+
+def equal(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_first_level_is_what_calibration_always_was(digits):
+    before, now = (digits.quantized("w3a3") for _ in range(2))
+    fit_steps(before, [next(iter(digits.train.batches(256, seed=0)))])
+    assert equal(tool.calibrate(now, digits.train), before)
+
+
+def test_each_level_loses_less_than_least_squares_steps(digits):
+    """Also at 4 bits, where there is less to lose: measured by the loss."""
+    for budget, settings in (("w3a3", Reconstruction(iterations=150)), ("w4a4", Reconstruction(iterations=150))):
+        loss = {}
+        for level in LEVELS:
+            model, _ = calibrated(digits, budget, level, settings, count=256)
+            loss[level] = evaluate(model, digits.test, 359, CPU)["loss"]
+        assert all(value < loss["steps"] for level, value in loss.items() if level != "steps"), (budget, loss)
+        assert loss["reconstruct"] < 0.9 * loss["steps"], (budget, loss)
+
+
+def test_the_full_precision_copy_computes_what_the_model_did(digits):
+    x = next(iter(digits.test.batches(50)))[0]
+    model, _ = calibrated(digits, "w2a2", "steps")
+    with torch.no_grad():
+        assert torch.equal(full_precision(model)(x), digits.model(x))
+        assert not torch.equal(model(x), digits.model(x))
+
+
+def test_steps_of_least_output_error_are_those_of_a_search_by_hand(digits):
+    steps, output = (calibrated(digits, "w3a3", level)[0] for level in ("steps", "output"))
+    x = next(iter(digits.train.batches(64)))[0]
+    name = "conv1.3"
+    first, second = (network.get_submodule(name) for network in (steps, output))
+    read = []
+    hook = second.register_forward_pre_hook(lambda _, args: read.append(args[0]), prepend=True)
+    with torch.no_grad():
+        output(x)
+        hook.remove()
+        plain = first.parametrizations.weight.original
+        wanted = torch.nn.functional.conv2d(read[0], plain, None, first.stride, first.padding)
+        start, errors = first.input_quantizer.log_step.clone(), []
+        for factor in torch.linspace(0.55, 1.45, 13):
+            first.input_quantizer.log_step.copy_(start + factor.log())
+            found = torch.nn.functional.conv2d(first.input_quantizer(read[0]), plain, None, first.stride, first.padding)
+            errors.append((found - wanted).square().sum().item())
+        best = torch.linspace(0.55, 1.45, 13)[errors.index(min(errors))]
+    torch.testing.assert_close(second.input_quantizer.log_step.detach(), start + best.log())
+    assert not torch.equal(weight_quantizer(first).log_step, weight_quantizer(second).log_step)
+
+
+def test_reconstruction_lowers_the_error_of_each_block_and_leaves_what_is_not_its_own(digits):
+    plain, _ = calibrated(digits, "w3a3", "output")
+    model, rows = calibrated(digits, "w3a3", "reconstruct", Reconstruction(iterations=150))
+    assert [row["unit"] for row in rows] == ["conv1.3", "conv1.6", "layer1.0", "layer2.0", "layer3.0", "layer4.0"]
+    assert sum(row["error"] for row in rows) < 0.8 * sum(row["error_before"] for row in rows)
+    assert not model.training and all(p.requires_grad for p in model.parameters())
+    modules = dict(plain.named_modules())
+    for name, buffer in plain.named_buffers():
+        if "running" in name:
+            assert torch.equal(buffer, model.get_buffer(name))
+    ends = {name for name, q in input_quantizers(plain).items() if q.bits == 8}
+    for name, module in model.named_modules():
+        if name in ends:
+            assert torch.equal(module.weight, modules[name].weight)
+        elif name in input_quantizers(model):
+            step = weight_quantizer(module).log_step.detach().exp().view(-1, 1, 1, 1)
+            stored = module.parametrizations.weight.original / step
+            torch.testing.assert_close(stored, stored.round(), atol=1e-4, rtol=0)  # its rounding is baked in
+            assert not torch.equal(module.weight, modules[name].weight)
+
+
+def test_the_same_seed_gives_the_same_network(digits):
+    first, second, other = (calibrated(digits, "w3a3", "reconstruct", seed=seed)[0] for seed in (1, 1, 2))
+    assert equal(first, second) and not equal(first, other)
+
+
+def test_a_killed_reconstruction_goes_on_after_its_last_block_and_ends_the_same(digits, tmp_path, monkeypatch):
+    whole, rows = calibrated(digits, "w3a3", "reconstruct")
+    learn, taught = reconstruction._learn, []
+
+    def killed(unit, *args):
+        taught.append(unit.name)
+        if len(taught) == 4:
+            raise KeyboardInterrupt
+        return learn(unit, *args)
+
+    resume = tmp_path / "resume.safetensors"
+    monkeypatch.setattr(reconstruction, "_learn", killed)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated(digits, "w3a3", "reconstruct", resume=resume)
+    assert resume.exists()
+    again, found = calibrated(digits, "w3a3", "reconstruct", resume=resume)
+    assert taught == ["conv1.3", "conv1.6", "layer1.0", "layer2.0", "layer2.0", "layer3.0", "layer4.0"]
+    assert equal(again, whole) and found == rows
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_levels_take_all_architectures(name):
+    model = create(name)
+    x = torch.randint(0, 256, (8, *SIZE[1:], 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = TensorSet(x, torch.zeros(8, dtype=torch.int64), ["all"], [0.5] * 3, [0.25] * 3)
+    layers = find_layers(model, SIZE)
+    bits = {layer.name: (8, 8) if layer.fixed else (3, 3) for layer in layers}
+    for level in LEVELS[1:]:
+        network = quantize(copy.deepcopy(model), bits, layers)
+        rows = calibrate(network, images, level, CPU, Reconstruction(iterations=2))
+        assert all(value.isfinite().all() for value in network.state_dict().values() if value.is_floating_point())
+        with torch.no_grad():
+            assert network(next(iter(images.batches(8)))[0]).isfinite().all()
+    assert sum(row["layers"] for row in rows) >= len([layer for layer in layers if not layer.fixed])
+
+
+def test_an_unknown_level_and_wrong_settings_are_named(digits):
+    with pytest.raises(SeamError, match="unknown level 'reconstuct'; did you mean reconstruct?"):
+        tool.calibrate(digits.quantized("w3a3"), digits.train, level="reconstuct")
+    with pytest.raises(SeamError, match="iterations: .*greater than or equal to 1"):
+        tool.calibrate(digits.quantized("w3a3"), digits.train, level="reconstruct", settings={"iterations": 0})
+
+
+def test_a_diverging_reconstruction_is_refused_by_the_block(digits):
+    with pytest.raises(SeamError, match="reconstruct: the output of conv1.3 is not finite; lower lr or step_lr"):
+        calibrated(digits, "w3a3", "reconstruct", Reconstruction(iterations=5, step_lr=1e30))
