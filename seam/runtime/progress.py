@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+EVERY = 60.0  # seconds between two lines about one piece of work, where there is no terminal
 
-
-_said = {"lines": False}  # whether phases are announced without a terminal
+_said = {"lines": False, "quiet": False}  # whether phases are announced without a terminal; whether nothing is said
 
 
 def announce() -> None:
@@ -22,24 +24,47 @@ def announce() -> None:
     _said["lines"] = True
 
 
+def be_quiet() -> None:
+    """From now on this process says nothing of what it does."""
+    _said["quiet"] = True
+
+
 @contextmanager
 def phase(label: str) -> Iterator[None]:
     """Work whose steps cannot be counted: a spinner on a terminal; elsewhere a line if `announce` was called."""
-    console = Console(stderr=True)
-    _say(console, label)
+    console = Console(stderr=True, quiet=_said["quiet"])
+    if _said["lines"] and not console.is_terminal:
+        _say(f"{label} ...")
     with console.status(label) if console.is_terminal else contextlib.nullcontext():
         yield
 
 
-def _say(console: Console, text: str) -> None:
+def _say(text: str) -> None:
+    if not _said["quiet"]:
+        print(text, file=sys.stderr, flush=True)
+
+
+def progress(items: Iterable[T], total: int, label: str, notes: Mapping[str, float] | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on stderr; where that is no terminal, a line a minute, and one at the start if
+    `announce` was called.
+
+    notes: what else is shown, looked up anew each time, such as the loss.
+    """
+    console = Console(stderr=True, quiet=_said["quiet"])
     if _said["lines"] and not console.is_terminal:
-        print(f"{text} ...", file=sys.stderr, flush=True)
-
-
-def progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Iterate with a progress bar on stderr; where that is no terminal, a line if `announce` was called."""
-    console = Console(stderr=True)
-    _say(console, f"{label}, {total} step{'s' * (total != 1)}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        _say(f"{label}, {total} step{'s' * (total != 1)} ...")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    columns += (TimeRemainingColumn(), TextColumn("{task.fields[notes]}"))
+    started = said = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield from bar.track(items, total=total, description=label)
+        task = bar.add_task(label, total=total, rate="", notes="")
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.monotonic()
+            rate = done / max(now - started, 1e-9)
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in (notes or {}).items())
+            bar.update(task, advance=1, rate=f"{rate:.3g}/s", notes=shown)
+            if not console.is_terminal and now - said > EVERY:
+                said = now
+                left = timedelta(seconds=round((total - done) / rate))
+                _say(f"{label}: {done} of {total}{shown and f', {shown}'}, {rate:.3g} a second, {left} left")

@@ -125,9 +125,10 @@ def fit(
         return not set(infinite_tensors(module)) - infinite and checkpoints.save(run)
 
     losses: list[Tensor] = []  # of the steps since the last row
+    notes: dict[str, float] = {}  # of the last row, for whoever waits
     key = f"{section + '.' * bool(section)}batch_size"
     with enough_memory(label, key, batch_size), meter.part("train"), Stop() as stop:
-        for epoch, position, x, y in progress(batches(), total - run.step, label):
+        for epoch, position, x, y in progress(batches(), total - run.step, label, notes):
             done = run.step / total
             for group, optimizer in zip(groups, run.optimizers, strict=True):
                 for entry in optimizer.param_groups:
@@ -164,6 +165,9 @@ def fit(
                 raise error(wrong, run.step - len(losses) + first, layer)
             run.history.append(row)
             live(run.step, **means)
+            notes |= {"epoch": epoch + 1, "loss": means["loss"]}
+            if "budget" in means:
+                notes["cost / budget"] = means["budget"]
             run.sums, run.count = {}, 0
             losses.clear()
             if resume is not None and time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
