@@ -129,6 +129,21 @@ def test_warm_up_teaches_the_proxy_s_classes_first_and_is_counted(digits):
     assert (warm.meter.images, warm.meter.epochs) == (4 * cold.meter.images, 4)
 
 
+@pytest.mark.parametrize("method", ["jacobian", "sensitivity", "seam"])
+def test_threads_change_preferences_in_the_last_digits_only(method, digits, trained):
+    """Sums of floats in another order: the table stays the same but for rounding, which seldom tips a choice."""
+    tables = []
+    for threads in (1, 2):
+        given = problem(digits.subset(range(256)))
+        given.model.load_state_dict(trained)
+        torch.set_num_threads(threads)
+        try:
+            tables.append(load_method(method).preferences(given))
+        finally:
+            torch.set_num_threads(1)
+    assert np.abs(tables[0] - tables[1]).max() < 0.02 * np.ptp(tables[0])
+
+
 @pytest.mark.parametrize("method", ["joint", "seam"])
 def test_margin_weight_zero_is_another_search(method, digits, trained):
     tables = []
