@@ -123,6 +123,17 @@ def exclusive(uri: str) -> Iterator[None]:
         lock.release()
 
 
+def _create(file: Path) -> None:
+    """Make a new database under another name first: one that was cut off in its hundred steps could never be opened."""
+    from mlflow import MlflowClient
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
+        new = Path(folder, file.name)
+        MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        os.replace(new, file)
+
+
 class Store:
     """One experiment of one tracking server or database."""
 
@@ -136,8 +147,8 @@ class Store:
 
         self.uri, self.experiment = uri, experiment
         with explained(uri):
-            if file := database(uri):
-                file.parent.mkdir(parents=True, exist_ok=True)
+            if (file := database(uri)) and not file.exists():
+                _create(file)
             self.client = MlflowClient(uri)
             self.experiment_id = self._experiment()
 

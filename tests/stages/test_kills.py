@@ -163,10 +163,13 @@ def finished(smoke_results, tmp_path_factory):
 def run_short(root: Path, name: str, out: Path, signum: int | None = None, after: float = 0.0) -> float:
     """One run of a stage into `out`, killed `after` seconds if `signum` is given; returns the seconds it took."""
     log, started = root / "short.log", time.monotonic()
+    log.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     process = start(root, log, *SHORT[name], "--out", str(out / FILES.get(name, "")))
     if signum is not None:
-        process.join(after)
+        while process.is_alive() and not log.exists():  # the fork is on its way to the command
+            time.sleep(0.005)
+        process.join(0.05 + after)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signum)
     process.join(300)
