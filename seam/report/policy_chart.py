@@ -59,5 +59,5 @@ def _title(policy: Mapping[str, Any], hatched: bool) -> list[str]:
         share = f" ({budget['share']:.1%} spent)" if "share" in budget else ""
         lines[1] += f"{', ' if lines[1] else ''}budget {budget['spec']}{share}"
     if hatched:
-        lines[1] += f"{'; ' if lines[1] else ''}hatched: bits not searched"
+        lines[0] += "; hatched: bits not searched"
     return lines

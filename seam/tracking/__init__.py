@@ -1,1 +1,1 @@
-"""MLflow: runs in a store, and live logging to a server."""
+"""MLflow: runs in a store, their view, and live logging to a server."""
