@@ -214,7 +214,7 @@ def calibrate(
     model: ModelOfPolicy = "",
     weights: Weights = None,
     level: Annotated[
-        str, typer.Option(help="steps, output or reconstruct: from the quickest to the most accurate (docs/tool.md).")
+        str, typer.Option(help="steps, output, norm or reconstruct (docs/calibration.md).")
     ] = "reconstruct",
     images: Annotated[int, typer.Option(min=1, help="How many images are looked at.")] = 256,
     iterations: Annotated[int | None, typer.Option(min=1, help="reconstruct: iterations a block.")] = None,

@@ -175,17 +175,16 @@ class SearchSettings(_Frozen):
 
 
 class Reconstruction(_Frozen):
-    """Block reconstruction of a quantized network (`seam.calibration.reconstruct`), Adam."""
+    """Block reconstruction of a quantized network without labels (`seam.calibration.reconstruct`), by Adam."""
 
     iterations: Count = 400  # a block
     batch_size: Count = 32  # at most; fewer images where a block's tensors are large
-    lr: Positive = 0.02  # of the logits of the weights' rounding
+    lr: Positive = 0.05  # of the logits of the weights' rounding
     step_lr: NonNegative = 2e-3  # of the log steps of inputs; 0: they stay
     affine_lr: NonNegative = 1e-3  # of biases and normalisation; 0: they stay
     drop: Share = 0.5  # of the elements of activations that a step leaves in full precision
     warm_up: Share = 0.2  # of the iterations, before the first roundings are decided
-    decided: Share = 0.9  # of the iterations, after which all are
-    power: Positive = 2.0
+    decided: Fraction = 0.9  # of the iterations, after which all are; steps and biases are learned to the end
 
 
 class Evaluate(_Frozen):

@@ -46,7 +46,7 @@ def test_help_groups_the_commands_for_a_model_apart_from_the_stages():
     assert stages == ["fetch", "pretrain", "sample", "claims", "report", "log", "verify"]
 
 
-@pytest.mark.parametrize("command", ["search", "finetune", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["search", "calibrate", "finetune", "evaluate", "export"])
 def test_help_of_the_tool_says_the_threads_and_whether_data_is_needed(command):
     text = " ".join(seam(command, "--help").stdout.replace("│", " ").split())
     cores = available_cores()
@@ -54,7 +54,7 @@ def test_help_of_the_tool_says_the_threads_and_whether_data_is_needed(command):
     assert f"[default: {f'({max(1, cores - 1)})' if command == 'search' else cores}]" in threads
     assert ("all but one" if command == "search" else "by default all.") in threads
     data = text[text.index("--data ") :].split(" --")[0]
-    assert ("[required]" in data) == (command in ("finetune", "evaluate"))
+    assert ("[required]" in data) == (command in ("calibrate", "finetune", "evaluate"))
     assert ("by default scikit-learn's digits" in data) == (command in ("search", "export"))
 
 

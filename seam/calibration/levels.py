@@ -24,6 +24,7 @@ from seam.runtime.progress import phase
 from seam.settings import Reconstruction
 
 LEVELS = ("steps", "output", "norm", "reconstruct")
+_BATCH = 256  # images of a pass for the level `steps`
 _IMAGES = 64  # that the levels `output` and `norm` look at
 
 
@@ -48,7 +49,7 @@ def calibrate(
     if level not in LEVELS:
         raise unknown("level", level, LEVELS, "calibrate")
     with phase(f"calibrate on {len(images)} images"):
-        fit_steps(model, images.batches(len(images), device=device))
+        fit_steps(model, images.batches(_BATCH, device=device))
     if level == "steps":
         return []
     teacher = full_precision(model)

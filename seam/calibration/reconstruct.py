@@ -4,7 +4,12 @@ that the quantized block's output is that of full precision (BRECQ, Li et al. 20
 Weights: AdaRound (`rounding`). Activations: a block's inputs are mixed from those that the quantized network so far
 hands on and those of full precision, and in a step each element of an activation is quantized or not, at random (QDrop,
 Wei et al. 2022). Biases and normalisation, which stay in full precision, are learned as well (Hubara et al. 2021, 4.3).
-Unlike the papers we weigh all outputs alike (no Fisher information), and take fewer, larger steps.
+
+AdaRound presses roundings to be decided by a regulariser, whose weight must fit each layer: with the few iterations
+that a CPU can afford, half of a small layer's weights were still between up and down at the end, and rounding them then
+undid what was learned. So, as in TesseraQ (Li & Panda 2024), those that are nearest to a decision are decided for good
+as the iterations go by, a share of each layer, and the others make up for them. All outputs weigh alike (BRECQ weighs
+them by Fisher information).
 """
 
 import math
@@ -80,7 +85,7 @@ def reconstruct(
             if number >= run.step:
                 generator = torch.Generator(device).manual_seed(seed * 100_003 + number)
                 before = _error(_outputs(unit, model, [x[:_MEASURED] for x in given]), wanted)
-                for _ in _learn(unit, model, given, full, wanted, settings, generator, settled, before):
+                for _ in _learn(unit, model, given, full, wanted, settings, generator, settled):
                     yield
                     if stop.signum is not None:
                         return
@@ -100,7 +105,8 @@ def reconstruct(
             for _ in progress(steps(), (len(units) - run.step) * settings.iterations, "reconstruct"):
                 pass
             if stop.signum is not None:
-                stop.leave(f"stopped in unit {run.step + 1} of {len(units)}; the same command goes on from there")
+                kept = "the same command goes on from there" if resume else "no checkpoint of it was written"
+                stop.leave(f"stopped in block {run.step + 1} of {len(units)}; {kept}")
     finally:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter in trained)
@@ -116,7 +122,6 @@ def _learn(
     settings: Reconstruction,
     generator: torch.Generator,
     settled: set[int],
-    before: float,
 ) -> Iterator[None]:
     """Learn a unit in place, one iteration a turn.
 
@@ -136,31 +141,33 @@ def _learn(
     count, an_image = len(wanted[0]), sum(x[0].numel() for x in (*given, *wanted))
     batch = min(count, settings.batch_size, max(_LEAST, _ELEMENTS // an_image))
     power = sum(_power(w[:_MEASURED]) for w in wanted)
-    with _dropping(inputs.values(), settings.drop, generator):
-        for iteration in range(settings.iterations):
-            done = iteration / settings.iterations
-            rows = torch.randperm(count, generator=generator, device=generator.device)[:batch]
-            x = [_mixed(a[rows], b[rows], settings.drop, generator) for a, b in zip(given, full, strict=True)]
-            y = unit.run(model, x)
-            loss = sum((a - b[rows]).square().mean() for a, b in zip(y, wanted, strict=True)) / power
-            optimizer.zero_grad()
-            loss.backward()
-            for group in optimizer.param_groups:
-                group["lr"] = group["start"] * (1 if group["constant"] else 0.5 * (1 + math.cos(math.pi * done)))
-            optimizer.step()
-            for rounding in soft:
-                rounding.decide(_decided(done, settings))
-            yield
-    for layer, rounding, quantizer in zip(layers, roundings, quantizers, strict=True):
-        if rounding is not None:
-            bake(layer, rounding, quantizer)
-    model.requires_grad_(False)
+    try:
+        with _dropping(inputs.values(), settings.drop, generator):
+            for iteration in range(settings.iterations):
+                done = iteration / settings.iterations
+                rows = torch.randperm(count, generator=generator, device=generator.device)[:batch]
+                x = [_mixed(a[rows], b[rows], settings.drop, generator) for a, b in zip(given, full, strict=True)]
+                y = unit.run(model, x)
+                loss = sum((a - b[rows]).square().mean() for a, b in zip(y, wanted, strict=True)) / power
+                optimizer.zero_grad()
+                loss.backward()
+                for group in optimizer.param_groups:
+                    group["lr"] = group["start"] * (1 if group["constant"] else 0.5 * (1 + math.cos(math.pi * done)))
+                optimizer.step()
+                for rounding in soft:
+                    rounding.decide(_decided(done, settings))
+                yield
+    finally:
+        for layer, rounding, quantizer in zip(layers, roundings, quantizers, strict=True):
+            if rounding is not None:
+                bake(layer, rounding, quantizer)
+        model.requires_grad_(False)
 
 
 def _decided(done: float, settings: Reconstruction) -> float:
-    """Share of a unit's weights whose rounding is decided when a share `done` of its iterations is."""
-    left = 1 - (done - settings.warm_up) / (settings.decided - settings.warm_up)
-    return 1 - min(max(left, 0.0), 1.0) ** settings.power
+    """Share of a layer's weights whose rounding is decided when a share `done` of the iterations is: most early on."""
+    left = 1 - (done - settings.warm_up) / max(settings.decided - settings.warm_up, 1e-9)
+    return 1 - min(max(left, 0.0), 1.0) ** 2
 
 
 def _optimizer(

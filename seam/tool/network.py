@@ -62,7 +62,7 @@ def calibrate(
     Args:
         model: of `quantize`; its weights are still those of full precision.
         images: of any kind like those that the model is for; labels are not read.
-        level: steps, output or reconstruct, from the quickest to the most accurate (`seam.calibration.levels`).
+        level: steps, output, norm or reconstruct, from the quickest to the most accurate (`seam.calibration.levels`).
         settings: of `reconstruct` (seam.settings.Reconstruction), such as {"iterations": 800}.
         seed: of `reconstruct`.
         resume: checkpoint of an interrupted `reconstruct`.
@@ -81,12 +81,12 @@ def calibrate(
     model.to(place)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images = images.subset(order[:count])
-    if level == "reconstruct":  # reads them again and again
+    if level != "steps":
         use_kernels(device=place)
         model.to(memory_format=torch.channels_last)
-        if not isinstance(images, TensorSet):
-            with phase("read images"):
-                images = in_memory(images)
+    if level == "reconstruct" and not isinstance(images, TensorSet):  # they are read again and again
+        with phase("read images"):
+            images = in_memory(images)
     apply(model, images, level, place, chosen, seed, Path(resume) if resume else None)
     return model
 

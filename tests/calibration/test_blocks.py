@@ -27,7 +27,7 @@ UNITS = {  # some of each architecture's, with the modules behind them that belo
     "swin_tiny_patch4_window7_224": (["layers.0.blocks.0"], ["layers.1.downsample"]),
     "test_convnext": (["stages.0.blocks.0", "stages.1.downsample.0"], ["stages.1.downsample.1"]),
     "tf_efficientnet_lite0": (["blocks.1.0"], ["conv_head", "bn2"]),
-    "mobilenetv3_small_050": (["blocks.0.0"], ["conv_head", "norm_head", "act2"]),
+    "mobilenetv3_small_050": (["blocks.0.0"], ["conv_head", "act2"]),
     "regnetx_002": (["s1.b1"], ["s3.b2"]),
     "densenet121": (["features.denseblock1.denselayer1"], ["features.transition1.conv"]),
     "resnetv2_std": (["stages.1.blocks.0", "norm"],),

@@ -19,7 +19,7 @@ from seam.runtime.process import set_up
 from seam.settings import Reconstruction
 from seam.training.evaluate import evaluate
 
-SHORT = Reconstruction(iterations=30)
+SHORT = Reconstruction(iterations=10, batch_size=8)
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +45,14 @@ def test_the_first_level_is_what_calibration_always_was(digits):
     assert equal(tool.calibrate(now, digits.train), before)
 
 
-def test_each_level_loses_less_than_least_squares_steps(digits):
-    """Also at 4 bits, where there is less to lose: measured by the loss."""
-    for budget, settings in (("w3a3", Reconstruction(iterations=150)), ("w4a4", Reconstruction(iterations=150))):
-        loss = {}
-        for level in LEVELS:
-            model, _ = calibrated(digits, budget, level, settings, count=256)
-            loss[level] = evaluate(model, digits.test, 359, CPU)["loss"]
-        assert all(value < loss["steps"] for level, value in loss.items() if level != "steps"), (budget, loss)
-        assert loss["reconstruct"] < 0.9 * loss["steps"], (budget, loss)
+@pytest.mark.parametrize(("budget", "share"), [("w4a4", 0.95), ("w3a3", 0.4)])
+def test_each_level_loses_less_than_least_squares_steps(digits, budget, share):
+    loss = {}
+    for level in LEVELS:
+        model, _ = calibrated(digits, budget, level, Reconstruction(iterations=60), count=256)
+        loss[level] = evaluate(model, digits.test, 359, CPU)["loss"]
+    assert all(value < loss["steps"] for level, value in loss.items() if level != "steps"), loss
+    assert loss["reconstruct"] < share * loss["steps"], loss
 
 
 def test_the_full_precision_copy_computes_what_the_model_did(digits):
@@ -88,7 +87,7 @@ def test_steps_of_least_output_error_are_those_of_a_search_by_hand(digits):
 
 def test_reconstruction_lowers_the_error_of_each_block_and_leaves_what_is_not_its_own(digits):
     plain, _ = calibrated(digits, "w3a3", "output")
-    model, rows = calibrated(digits, "w3a3", "reconstruct", Reconstruction(iterations=150))
+    model, rows = calibrated(digits, "w3a3", "reconstruct", Reconstruction(iterations=60))
     assert [row["unit"] for row in rows] == ["conv1.3", "conv1.6", "layer1.0", "layer2.0", "layer3.0", "layer4.0"]
     assert sum(row["error"] for row in rows) < 0.8 * sum(row["error_before"] for row in rows)
     assert not model.training and all(p.requires_grad for p in model.parameters())
@@ -139,7 +138,7 @@ def test_all_levels_take_all_architectures(name):
     images = TensorSet(x, torch.zeros(8, dtype=torch.int64), ["all"], [0.5] * 3, [0.25] * 3)
     layers = find_layers(model, SIZE)
     bits = {layer.name: (8, 8) if layer.fixed else (3, 3) for layer in layers}
-    for level in LEVELS[1:]:
+    for level in ("norm", "reconstruct"):
         network = quantize(copy.deepcopy(model), bits, layers)
         rows = calibrate(network, images, level, CPU, Reconstruction(iterations=2))
         assert all(value.isfinite().all() for value in network.state_dict().values() if value.is_floating_point())

@@ -3,7 +3,7 @@ import torch
 from architectures import create
 from torch import nn
 
-from seam.calibration.rounding import SoftRounding, bake, soften, undecided
+from seam.calibration.rounding import SoftRounding, bake, soften
 from seam.quant.apply import quantize
 from seam.quant.kernels import use_kernels
 from seam.quant.quantizer import weight_quantizer
@@ -32,8 +32,8 @@ def test_it_starts_at_the_weight_itself_and_rounds_to_the_nearest(layer):
     assert within.float().mean() > 0.8
     torch.testing.assert_close(layer.weight[within], weight[within], atol=2e-3 * step.max().item(), rtol=0)
     assert torch.equal(rounding.integers(), nearest)
-    rounding.hard = True
-    torch.testing.assert_close(layer.weight, nearest * step)
+    rounding.decide(1.0)
+    assert torch.equal(layer.weight, nearest * step)
 
 
 def test_the_rectified_sigmoid_and_its_gradient(layer):
@@ -43,9 +43,6 @@ def test_the_rectified_sigmoid_and_its_gradient(layer):
     expected = (1.2 / (1 + torch.exp(-rounding.logits.detach())) - 0.1).clamp(0, 1)
     torch.testing.assert_close(rounding.up(), expected)
     other = SoftRounding(torch.rand(5, 3), weight_quantizer_before(5))
-    value = undecided([rounding, other], 3.0)
-    parts = torch.cat([r.up().detach().flatten() for r in (rounding, other)])
-    assert value.item() == pytest.approx((1 - (2 * parts - 1).abs() ** 3).mean().item(), rel=1e-5)
     other = other.double()
     scores = torch.randn(5, 3, dtype=torch.float64)
     (other(None) * scores).sum().backward()
@@ -63,6 +60,23 @@ def weight_quantizer_before(channels):
     model = nn.Sequential(nn.Linear(3, channels))
     quantize(model, {"0": (4, 8)})
     return weight_quantizer(model[0])
+
+
+def test_the_most_decided_are_rounded_for_good_first(layer):
+    rounding = soften(layer)
+    size, up = rounding.logits.detach().abs().flatten(), rounding.up().detach().flatten()
+    rounding.decide(0.4)
+    order = size.argsort(descending=True)
+    count = round(0.4 * len(order))
+    decided, open_ = order[:count], order[count:]
+    now = rounding.up()
+    assert torch.equal(now.flatten()[decided], (up[decided] >= 0.5).float())
+    assert torch.equal(now.flatten()[open_], up[open_])
+    now.square().sum().backward()
+    gradient = rounding.logits.grad.flatten()
+    assert not gradient[decided].any() and gradient[open_].all()
+    rounding.decide(0.0)
+    assert torch.equal(rounding.up(), now)
 
 
 def test_the_stored_weight_gives_the_learned_integers_exactly(layer):

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 import seam.tool as seam
 from seam.errors import SeamError
-from seam.io import read_json, save_tensors, sha256
+from seam.io import read_json, save_tensors, sha256, write_json
 from seam.models.build import replace_head
 from seam.models.features import extract_features
 from seam.models.find import find_layers
@@ -363,6 +363,58 @@ def test_the_model_in_full_precision_is_the_baseline(folder, model, tmp_path):
     save_tensors(tmp_path / "tuned.safetensors", tuned.state_dict())
     done = run(*command, "tuned.safetensors", cwd=tmp_path)
     assert done.returncode == 2 and "give the --policy that they were tuned under" in done.stderr
+
+
+def test_a_network_reconstructed_from_images_without_classes_is_evaluated_and_exported(folder, model, tmp_path):
+    save_tensors(tmp_path / "mine.safetensors", model.state_dict())
+    model.pretrained_cfg["input_size"] = (3, SIZE, SIZE)
+    write_json(tmp_path / "policy.json", seam.search(model, budget="w4a4", method="uniform", name="test_resnet"))
+    for i, path in enumerate(sorted((folder / "flat").rglob("*.png"))[:24]):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "photos" / f"{i}.png")
+    policy, given = ("--policy", "policy.json"), ("--weights", "mine.safetensors", "--data", "photos")
+    quick = ("--images", 16, "--iterations", 2, "--threads", 1)
+    done = run("calibrate", *policy, *given, *quick, "-o", "q.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"calibrate: test_resnet, reconstruct, 16 images, \d+ s, q.safetensors", done.stdout)
+    assert not list(tmp_path.glob(".*resume*"))
+    quantized, (x, _) = seam.quantize(model, tmp_path / "policy.json"), next(iter(shown(tmp_path, model).batches(8)))
+    seam.load_finetuned(quantized, tmp_path / "q.safetensors")
+    again = seam.calibrate(
+        seam.quantize(model, tmp_path / "policy.json"),
+        shown(tmp_path, model),
+        16,
+        level="reconstruct",
+        settings={"iterations": 2},
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), quantized(x))
+    report = seam.export(quantized, tmp_path / "m.onnx", shown(tmp_path, model), count=8)
+    assert report["verdict"] == "equal"
+    done = run("evaluate", *policy, "--weights", "q.safetensors", "--data", folder / "split", cwd=tmp_path)
+    assert done.returncode == 0 and "test_resnet, 60 images, top1" in done.stdout, done.stderr
+    for arguments, message in (
+        (("--weights", "q.safetensors", "--data", "photos"), "q.safetensors: weights of a quantized model"),
+        ((*given, "--level", "outputs"), "unknown level 'outputs'; did you mean output?"),
+    ):
+        done = run("calibrate", *policy, *arguments, "-o", "x.safetensors", cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr
+        assert not (tmp_path / "x.safetensors").exists()
+
+
+def shown(base, model):
+    return seam.open_images(base / "photos", model, full_size=True)
+
+
+def test_images_without_classes_are_one_class(folder, model, tmp_path):
+    for i, path in enumerate(sorted((folder / "flat").rglob("*.png"))[:3]):
+        shutil.copy(path, tmp_path / f"{2 - i}.png")
+    (tmp_path / ".hidden.png").touch()
+    (tmp_path / "README.md").touch()
+    images = seam.open_images(tmp_path, model)
+    assert images.paths == [str(tmp_path / f"{i}.png") for i in range(3)] and images.classes == ["unlabelled"]
+    with pytest.raises(SeamError, match="the images have 1 classes, the model 10"):
+        seam.evaluate(model, images)
 
 
 def test_layers_are_listed_without_a_search(tmp_path):
