@@ -122,7 +122,7 @@ def _why(claim: Mapping[str, Any]) -> str:
 
 def print_claims(claims: Mapping[str, Any]) -> None:
     """Print the five claims about the headline, a row each: verdict, estimate with its interval, n; then the rest in
-    numbers. Pooled over the models first, then each model of at most three."""
+    numbers. Pooled over the models where there are several; the report's files hold each of them."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -130,7 +130,7 @@ def print_claims(claims: Mapping[str, Any]) -> None:
         console = Console(highlight=False, width=WIDTH)
     design, headline = claims["design"], claims["headline"]
     models = design["models"]
-    scopes = [*([ALL] if len(models) > 1 else []), *(models if len(models) <= 3 else [])]
+    scopes = [ALL] if len(models) > 1 else models
     for budget in design["budgets"] if headline else ():
         console.print(_five(claims, budget, scopes))
         spent: dict[str, float] = {}
@@ -143,7 +143,7 @@ def print_claims(claims: Mapping[str, Any]) -> None:
     others = [search for search in design["roles"]["proxies"] if search != headline]
     counts = ", ".join(f"{count} {verdict}" for verdict, count in claims["verdicts"].items())
     also = f" (also about {', '.join(others)})" if others else ""
-    console.print(f"All {len(claims['claims'])} claims{also}: {counts}; see report/claims.md.", markup=False)
+    console.print(f"All {len(claims['claims'])} claims{also}: {counts}; see report/report.html.", markup=False)
     for line in claims["missing"]:
         console.print(f"- {line}", style="yellow", markup=False)
 
@@ -155,7 +155,8 @@ def _five(claims: Mapping[str, Any], budget: str, scopes: Sequence[str]) -> Tabl
     from rich.text import Text
 
     headline, confidence = claims["headline"], claims["design"]["roles"]["confidence"]
-    title = f"{headline} at {budget}: top-1 after finetuning, in points"
+    over = f", mean of {len(claims['design']['models'])} models" if scopes == [ALL] else ""
+    title = f"{headline} at {budget}{over}: top-1 after finetuning, in points"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column("")
     table.add_column("claim", overflow="fold")
