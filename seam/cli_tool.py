@@ -213,9 +213,7 @@ def calibrate(
     data: Annotated[str, typer.Option(help="Images: a folder (class folders are not needed), or a dataset's name.")],
     model: ModelOfPolicy = "",
     weights: Weights = None,
-    level: Annotated[
-        str, typer.Option(help="steps, output, norm or reconstruct (docs/calibration.md).")
-    ] = "reconstruct",
+    level: Annotated[str, typer.Option(help="steps, output, norm or reconstruct (docs/calibration.md).")] = "norm",
     images: Annotated[int, typer.Option(min=1, help="How many images are looked at.")] = 256,
     iterations: Annotated[int | None, typer.Option(min=1, help="reconstruct: iterations a block.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -373,7 +373,7 @@ def test_a_network_reconstructed_from_images_without_classes_is_evaluated_and_ex
         (tmp_path / "photos").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / "photos" / f"{i}.png")
     policy, given = ("--policy", "policy.json"), ("--weights", "mine.safetensors", "--data", "photos")
-    quick = ("--images", 16, "--iterations", 2, "--threads", 1)
+    quick = ("--level", "reconstruct", "--images", 16, "--iterations", 2, "--threads", 1)
     done = run("calibrate", *policy, *given, *quick, "-o", "q.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"calibrate: test_resnet, reconstruct, 16 images, \d+ s, q.safetensors", done.stdout)
