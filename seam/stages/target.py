@@ -74,11 +74,12 @@ def budgets_of(params: Params, model: str, budget: str, layers: list[Layer], bit
 
 
 class Quantized(NamedTuple):
-    """A model under a policy. train: its finetuning images; layers: as the policy has them."""
+    """A model under a policy (the file's content). train: its finetuning images; layers: as the policy has them."""
 
     target: Target
     network: Any
     train: Any
+    policy: dict[str, Any]
     layers: list[Layer]
     bits: dict[str, tuple[int, int]]
 
