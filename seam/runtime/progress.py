@@ -53,8 +53,8 @@ def progress(items: Iterable[T], total: int, label: str, notes: Mapping[str, flo
     console = Console(stderr=True, quiet=_said["quiet"])
     if _said["lines"] and not console.is_terminal:
         _say(f"{label}, {total} step{'s' * (total != 1)} ...")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    columns += (TimeRemainingColumn(), TextColumn("{task.fields[notes]}"))
+    rate_and_notes = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[notes]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *rate_and_notes)
     started = said = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(label, total=total, rate="", notes="")

@@ -5,7 +5,6 @@ Skipped where there is no Chromium (`apt-get install chromium`). Screenshots are
 
 import itertools
 import os
-import re
 import shutil
 import signal
 import socket
@@ -62,21 +61,22 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(place):
     """The address that `seam ui` prints, on a port of its own."""
-    command = [sys.executable, "-m", "seam", "ui", "--params", str(place / "params.yaml")]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "seam", "ui", "--params", str(place / "params.yaml"), "--port", str(port)]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     with (place / "ui.log").open("w") as output:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=output, text=True, env=clean, cwd=place)
-    timer = threading.Timer(240, process.kill)
+    timer = threading.Timer(240, process.terminate)
     timer.start()
     try:
         line = process.stdout.readline()
-        assert line.startswith("MLflow: http://127.0.0.1:"), line + (place / "ui.log").read_text()
+        assert line.startswith(f"MLflow: http://127.0.0.1:{port}/"), line + (place / "ui.log").read_text()
         yield line.split()[1]
     finally:
         timer.cancel()
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    port = int(re.search(r":(\d+)/", line).group(1))
     assert not listening(port)
 
 
@@ -168,10 +168,8 @@ def test_two_runs_compared_show_both_policies(page, tmp_path):
     bits.wait_for()
     assert bits.inner_text().split() == ["bits.body.0", "3/3", "4/4"]
     page.get_by_text("bits.png").click()
-    loaded = (
-        "() => [...document.querySelectorAll('img')].filter(i => i.src.includes('bits.png') && i.naturalWidth).length"
-    )
-    page.wait_for_function(loaded + " == 2")
+    charts = "[...document.querySelectorAll('img')].filter(i => i.naturalWidth > 600 && /^blob:|artifact/.test(i.src))"
+    page.wait_for_function(f"() => {charts}.length == 2")
     page.set_viewport_size({"width": 1600, "height": 2000})
     shot(page, tmp_path, "compare.png")
 
