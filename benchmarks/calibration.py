@@ -13,9 +13,10 @@ rows that are missing.
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
+
+from transfer import photographs, resumable
 
 from seam.runtime.cores import available_cores, limit_threads
 
@@ -50,39 +51,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
     limit_threads(options.threads)
-    import torch
 
     from seam import tool
     from seam.calibration.levels import LEVELS
     from seam.data.image_sets import in_memory
-    from seam.data.loaders import FileSet, prepare_as_trained
     from seam.data.sampling import sample_indices
     from seam.models.build import build
     from seam.runtime.meter import processor_name
     from seam.settings import Model, Reconstruction
 
     model = build(Model(name="tf_efficientnet_lite0", weights=str(options.weights)), None, 3)
-    paths = sorted(str(path) for path in options.photos.iterdir() if path.suffix.lower() in (".jpeg", ".jpg", ".png"))
-    if len(paths) != model.num_classes:
-        parser.error(f"{options.photos}: {len(paths)} photographs, not one for each of {model.num_classes} classes")
-    photos = prepare_as_trained(
-        FileSet(paths, torch.arange(len(paths)), paths, [0.5] * 3, [0.5] * 3, (224, 224)), model.pretrained_cfg
-    )
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
-    shown, judged = in_memory(photos.subset(order[: options.count])), in_memory(photos.subset(order[-JUDGED:]))
+    photos = photographs(options.photos, model)
+    shown = in_memory(photos.subset(range(options.count)))
+    judged = in_memory(photos.subset(range(len(photos) - JUDGED, len(photos))))
     machine = f"{processor_name()}, {options.threads} threads"
     iterations = options.iterations or Reconstruction().iterations
-    done: set[tuple[str, ...]] = set()
-    if options.csv.exists():
-        with options.csv.open(newline="") as file:
-            done = {tuple(row[key] for key in COLUMNS[:6]) for row in csv.DictReader(file)}
-    else:
-        options.csv.write_text(",".join(COLUMNS) + "\n")
-
-    def record(*values: object) -> None:
-        print(*values, flush=True)
-        with options.csv.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(values)
+    done, record = resumable(options.csv, COLUMNS, keys=6)
 
     def images(name: str):
         if name == "photographs":

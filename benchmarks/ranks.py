@@ -16,7 +16,7 @@ import copy
 import csv
 from pathlib import Path
 
-from transfer import BITS, photographs
+from transfer import BITS, CALIBRATION, photographs
 
 from seam.runtime.cores import available_cores, limit_threads
 
@@ -88,13 +88,14 @@ def main() -> None:
     device = torch.device("cpu")
     model = build(Model(name="tf_efficientnet_lite0", weights=str(options.weights)), None, 3)
     layers = find_layers(model, (3, 224, 224))
-    calibration, judged = photographs(options.photos, model)
-    judged = judged.subset(range(min(options.images, len(judged))))
+    photos = photographs(options.photos, model)
+    calibration = photos.subset(range(CALIBRATION))
+    judged = photos.subset(range(CALIBRATION, min(CALIBRATION + options.images, len(photos))))
     machine = f"{processor_name()}, {options.threads} threads"
 
     def proxy_images(proxy: str):
         if proxy == "photographs":  # the target's own: those that calibrate
-            return photographs(options.photos, model, 64)[0].subset(range(128))
+            return photographs(options.photos, model, 64).subset(range(128))
         images = tool.open_images(proxy, model, image_size=64, data_root=options.data_root)
         return images.subset(sample_indices(images.labels.numpy(), 128, "balanced", 0))
 

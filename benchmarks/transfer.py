@@ -14,6 +14,7 @@ Each row is written to the CSV when it is done, and a run goes on with the rows 
 import argparse
 import csv
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from seam.runtime.cores import available_cores, limit_threads
@@ -45,8 +46,8 @@ def cases() -> list[tuple]:
     return found
 
 
-def photographs(folder: Path, model, side: int = 224) -> tuple:
-    """The photographs of a folder, prepared as the model wants them: those that calibrate and those that judge."""
+def photographs(folder: Path, model, side: int = 224):
+    """The photographs of a folder, prepared as the model wants them, in a fixed random order."""
     import torch
 
     from seam.data.loaders import FileSet, prepare_as_trained
@@ -57,7 +58,24 @@ def photographs(folder: Path, model, side: int = 224) -> tuple:
     photos = FileSet(paths, torch.arange(len(paths)), paths, [0.5] * 3, [0.5] * 3, (side, side))
     prepare_as_trained(photos, model.pretrained_cfg)
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))
-    return photos.subset(order[:CALIBRATION]), photos.subset(order[CALIBRATION:])
+    return photos.subset(order)
+
+
+def resumable(path: Path, columns: tuple[str, ...], keys: int) -> tuple[set[tuple[str, ...]], Callable[..., None]]:
+    """A CSV that grows a row at a time: what it holds already, by the first `keys` columns, and how to add a row."""
+    done: set[tuple[str, ...]] = set()
+    if path.exists():
+        with path.open(newline="") as file:
+            done = {tuple(row[key] for key in columns[:keys]) for row in csv.DictReader(file)}
+    else:
+        path.write_text(",".join(columns) + "\n")
+
+    def record(*values: object) -> None:
+        print(*values, flush=True)
+        with path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(values)
+
+    return done, record
 
 
 def main() -> None:
@@ -79,20 +97,10 @@ def main() -> None:
     from seam.settings import Model
 
     model = build(Model(name="tf_efficientnet_lite0", weights=str(options.weights)), None, 3)
-    calibration, judged = photographs(options.photos, model)
+    photos = photographs(options.photos, model)
+    calibration, judged = photos.subset(range(CALIBRATION)), photos.subset(range(CALIBRATION, len(photos)))
     machine = f"{processor_name()}, {options.threads} threads"
-    done = set()
-    if options.csv.exists():
-        with options.csv.open(newline="") as file:
-            done = {tuple(row[key] for key in COLUMNS[:7]) for row in csv.DictReader(file)}
-    else:
-        options.csv.write_text(",".join(COLUMNS) + "\n")
-
-    def record(*values: object) -> None:
-        print(*values, flush=True)
-        with options.csv.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(values)
-
+    done, record = resumable(options.csv, COLUMNS, keys=7)
     if ("full precision", *[""] * 6) not in done:
         record("full precision", *[""] * 6, f"{tool.evaluate(model, judged)['top1']:.2f}", "", machine)
     only = options.only.split(",") if options.only else None
