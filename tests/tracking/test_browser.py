@@ -169,7 +169,8 @@ def test_two_runs_compared_show_both_policies(page, tmp_path):
     assert bits.inner_text().split() == ["bits.body.0", "3/3", "4/4"]
     page.get_by_text("bits.png").click()
     charts = "[...document.querySelectorAll('img')].filter(i => i.naturalWidth > 600 && /^blob:|artifact/.test(i.src))"
-    page.wait_for_function(f"() => {charts}.length == 2")
+    # the page may show an image a second time, so sources are counted
+    page.wait_for_function(f"() => new Set({charts}.map(i => i.src)).size == 2")
     page.set_viewport_size({"width": 1600, "height": 2000})
     shot(page, tmp_path, "compare.png")
 
