@@ -1,4 +1,4 @@
-"""Hostile input: mutated files of nine kinds, given to the readers that meet such files in use.
+"""Hostile input: mutated files of ten kinds, given to the readers that meet such files in use.
 
 Each input is a valid file of seam's own with a few random changes: bytes flipped, cut, repeated; values of another type
 or size, keys gone or doubled; cells, tensors, tags that do not fit. A reader may take it or refuse it by a SeamError.
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 import yaml
 from PIL import Image
@@ -61,12 +62,13 @@ from seam.experiment.params import load_params  # noqa: E402
 from seam.experiment.provenance import check_inputs, record, verify  # noqa: E402
 from seam.models.build import load_weights  # noqa: E402
 from seam.models.locks import apply_locks  # noqa: E402
+from seam.onnx.export import export, parity  # noqa: E402
 from seam.policy import show  # noqa: E402
 from seam.policy.budget import parse_budgets  # noqa: E402
 from seam.policy.convert import CSV_COLUMNS, torchao  # noqa: E402
 from seam.policy.cost import read_latency  # noqa: E402
 from seam.policy.file import entries, fit_policy, policy_layers, read_policy  # noqa: E402
-from seam.quant.apply import quantize  # noqa: E402
+from seam.quant.apply import calibrate, quantize  # noqa: E402
 from seam.quant.finetuned import is_finetuned, load_finetuned  # noqa: E402
 from seam.report.claims import claims_markdown  # noqa: E402
 from seam.report.tables import results_markdown, rows  # noqa: E402
@@ -442,6 +444,64 @@ class WeightsKind(Kind):
             model.load_state_dict(self.before[tuned])
 
 
+class OnnxKind(Kind):
+    """ONNX files, compared with the network that they were exported from."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        torch.manual_seed(0)
+        self.x = torch.randn(2, 1, 8, 8)
+        self.models, self.files = [], []
+        for bits in ((3, 4), (2, 2)):
+            model = quantize(Small(), {"stem": (8, 8), "body": bits, "head": (8, 8)}).eval()
+            calibrate(model, [(self.x, None)])
+            export(model, (1, 8, 8), folder / "seed.onnx")
+            self.models.append(model)
+            self.files.append((folder / "seed.onnx").read_bytes())
+
+    def write(self, draw):
+        self.number = draw.randrange(len(self.files))
+        data = self.files[self.number]
+        return self.put("model.onnx", mutated(data, draw) if draw.random() < 0.5 else self._graph(data, draw))
+
+    def _graph(self, data: bytes, draw: random.Random) -> bytes:
+        """A readable file whose graph has one to three changes: nodes, their inputs, tensors, data kept elsewhere."""
+        if isinstance(draw, Untouched):
+            return data
+        file = onnx.load_from_string(data)
+        graph = file.graph
+        for _ in range(draw.choice((1, 1, 2, 3))):
+            node, tensor = draw.choice(graph.node), draw.choice(graph.initializer)
+            match draw.randrange(9):
+                case 0:
+                    graph.node.remove(node)
+                case 1 if node.input:
+                    node.input[draw.randrange(len(node.input))] = draw.choice(graph.node).output[0]
+                case 2:
+                    node.op_type = draw.choice([other.op_type for other in graph.node] + ["Loop", "x", ""])
+                case 3:
+                    tensor.data_type = draw.randrange(26)
+                case 4:
+                    tensor.dims[:] = draw.choice([[], [0], [2**40], [-1], [2**62, 4], [1, 1], [*tensor.dims, 1]])
+                case 5:
+                    tensor.raw_data = mutated(tensor.raw_data or b"x", draw)
+                case 6:
+                    tensor.data_location = onnx.TensorProto.EXTERNAL
+                    place = tensor.external_data.add()
+                    place.key, place.value = (
+                        "location",
+                        draw.choice(("/etc/passwd", "../" * 9 + "etc/passwd", "/dev/zero")),
+                    )
+                case 7:
+                    graph.output[0].name = draw.choice(("logits", "x", "images"))
+                case _:
+                    file.opset_import[0].version = draw.choice((0, 1, 20, 21, 25, 99, 2**31))
+        return file.SerializeToString()
+
+    def read(self):
+        parity(self.models[self.number], self.folder / "model.onnx", [(self.x, None)], torch.device("cpu"))
+
+
 class FolderOfImages(Kind):
     """A folder of two classes with a few small images."""
 
@@ -569,6 +629,7 @@ KINDS: dict[str, type[Kind]] = {
     "latency": LatencyKind,
     "history": HistoryKind,
     "weights": WeightsKind,
+    "onnx": OnnxKind,
     "manifest": ManifestKind,
     "images": ImagesKind,
 }

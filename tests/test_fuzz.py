@@ -13,4 +13,4 @@ def test_mutated_files_are_read_or_refused():
         command, cwd=REPOSITORY, env=environment(REPOSITORY), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 10
+    assert len(done.stdout.splitlines()) == 11

@@ -293,7 +293,8 @@ def session(file: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # a failure raises; its log line would only repeat it
-    return onnxruntime.InferenceSession(file.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    cpu = ["CPUExecutionProvider"]  # nothing to fall back to
+    return onnxruntime.InferenceSession(file.SerializeToString(), options, providers=cpu, enable_fallback=0)
 
 
 def _sources(file: onnx.ModelProto) -> dict[str, str]:
