@@ -109,6 +109,7 @@ BLOCKS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("searches.ALIAS.proxy", settings.Proxy),
     ("finetune", settings.Finetune),
     ("evaluate", settings.Evaluate),
+    ("evaluate.reconstruct", settings.Reconstruction),
     ("claims", params.Claims),
     ("report", params.Report),
     ("mlflow", params.MLflow),
@@ -152,11 +153,11 @@ def _rows(prefix: str, block: type[BaseModel]) -> Iterator[tuple[str, ...]]:
     described = block.model_json_schema()
     needed = described.get("required", [])
     comments = field_comments(block)
-    inner = {key.split(".")[0] for key, _ in BLOCKS} if not prefix else set()
+    inner = {key.removesuffix(".ALIAS").removesuffix(".ALIAS.proxy") for key, _ in BLOCKS}
     for name, shape in described["properties"].items():
-        if name in inner or (not prefix and name == "searches"):
-            continue
         key = ".".join(filter(None, [prefix, name]))
+        if key in inner:
+            continue
         if name not in comments:
             raise SystemExit(f"{block.__module__}.{block.__name__}.{name}: say in a comment behind it what it is")
         key += ".ALIAS" if key == "budgets" else ""

@@ -177,11 +177,11 @@ class SearchSettings(_Frozen):
 class Reconstruction(_Frozen):
     """Block reconstruction of a quantized network without labels (`seam.calibration.reconstruct`), by Adam."""
 
-    iterations: Count = 400  # a block
+    iterations: Count = 200  # a block
     batch_size: Count = 32  # at most; fewer images where a block's tensors are large
     lr: Positive = 0.05  # of the logits of the weights' rounding
-    step_lr: NonNegative = 2e-3  # of the log steps of inputs; 0: they stay
-    affine_lr: NonNegative = 1e-3  # of biases and normalisation; 0: they stay
+    step_lr: NonNegative = 5e-3  # of the log steps of inputs; 0: they stay
+    affine_lr: NonNegative = 3e-3  # of biases and normalisation; 0: they stay
     drop: Share = 0.5  # of the elements of activations that a step leaves in full precision
     warm_up: Share = 0.2  # of the iterations, before the first roundings are decided
     decided: Fraction = 0.9  # of the iterations, after which all are; steps and biases are learned to the end
@@ -192,6 +192,9 @@ class Evaluate(_Frozen):
 
     batch_size: Count = 500  # images a step
     threads: Count = 2  # of a job, and of one that samples a proxy
+    calibration: Literal["steps", "output", "norm", "reconstruct"] = "steps"  # level, of a policy before finetuning
+    calibration_images: Count = 512  # of finetuning, that levels above `steps` see
+    reconstruct: Reconstruction = Reconstruction()  # settings of that level
 
 
 def checked(kind: type[BaseModel], values: Mapping[str, Any]) -> Any:

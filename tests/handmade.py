@@ -176,6 +176,7 @@ def write_results(
             root / f"finetune/{job.folder}/cost.json",
             {"seconds": 30.0, "images": 1000, "ended": "2026-01-31T12:01:00.000+00:00"},
         )
+        write_json(root / f"evaluate/{job.folder}/cost.json", {"seconds": 5.0, "parts": {"calibrate": 2.0}})
         tuned = [
             {"step": i, "epoch": 0, "loss": 1.0 / (i + 1), "top1": 50.0 + i, "lr": 0.1, "seconds": i} for i in range(5)
         ]

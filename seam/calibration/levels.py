@@ -16,6 +16,7 @@ from torch import nn
 from seam.calibration.norm import re_estimate
 from seam.calibration.output_error import fit_to_outputs
 from seam.calibration.reconstruct import reconstruct
+from seam.data.image_sets import TensorSet, in_memory
 from seam.errors import unknown
 from seam.quant.apply import calibrate as fit_steps
 from seam.quant.apply import input_quantizers
@@ -41,7 +42,8 @@ def calibrate(
 
     Args:
         model: of `seam.quant.apply.quantize`, its weights still those of full precision.
-        images: a seam.data.image_sets.ImageSet, in a random order; labels are not read.
+        images: a seam.data.image_sets.ImageSet, in a random order; labels are not read. `reconstruct` holds them in
+            memory, since it reads them again and again.
         seed, resume, settings: of `reconstruct`.
 
     Raises SeamError for an unknown level, and as `reconstruct` does.
@@ -61,6 +63,9 @@ def calibrate(
             re_estimate(model, teacher, x)
     if level != "reconstruct":
         return []
+    if not isinstance(images, TensorSet):
+        with phase("read images"):
+            images = in_memory(images)
     return reconstruct(model, teacher, images, settings or Reconstruction(), seed, device, resume)
 
 

@@ -56,7 +56,7 @@ def nodes(params: Params) -> list[Node]:
         names = ["model.safetensors", "history.csv", "cost.json"]
         result.append(_node("finetune", job, [weights, policy], tuned.parent, names))
         inputs = [weights, weights.with_name("metrics.json"), weights.with_name("classes.json"), policy, tuned]
-        names = ["metrics.json", "hits.json", "classes.json"]
+        names = ["metrics.json", "hits.json", "classes.json", "cost.json"]
         result.append(_node("evaluate", job, inputs, root / "evaluate" / j.folder, names))
     claims = root / "claims.json"
     result.append(Node("claims", {}, job_files(params, CLAIMS), (claims,), root / "claims.provenance.json"))

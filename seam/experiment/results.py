@@ -13,6 +13,7 @@ from seam.experiment.params import Job, Params
 from seam.experiment.shapes import (
     ClaimsFile,
     Classes,
+    EvaluateCost,
     FinetuneCost,
     FullPrecision,
     Hits,
@@ -38,6 +39,7 @@ JOB_FILES = {
     "search_history": ("search", "search/{model}/{search}/{budget}/{seed}/history.csv"),
     "finetune_cost": ("finetune", "finetune/{model}/{search}/{budget}/{seed}/cost.json"),
     "finetune_history": ("finetune", "finetune/{model}/{search}/{budget}/{seed}/history.csv"),
+    "evaluate_cost": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/cost.json"),
     "metrics": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/metrics.json"),
     "hits": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/hits.json"),
     "classes": ("evaluate", "evaluate/{model}/{search}/{budget}/{seed}/classes.json"),
@@ -57,6 +59,7 @@ class JobResult:
     proxy: dict[str, Any]  # proxy.json; {"dataset": None, "count": 0} for methods that see no data
     policy: dict[str, Any] = field(default_factory=dict)  # policy.json
     finetune_cost: dict[str, Any] = field(default_factory=dict)
+    evaluate_cost: dict[str, Any] = field(default_factory=dict)
     hits: dict[str, Any] = field(default_factory=dict)  # evaluate's hits.json
     classes: dict[str, Any] = field(default_factory=dict)  # evaluate's classes.json
     files: dict[str, Path] = field(default_factory=dict)  # key of JOB_FILES -> path
@@ -202,6 +205,7 @@ SHAPES = {
     "classes": Classes,
     "search_cost": SearchCost,
     "finetune_cost": FinetuneCost,
+    "evaluate_cost": EvaluateCost,
     "proxy": Proxy,
 }
 HISTORIES = {  # the columns that are drawn

@@ -85,6 +85,14 @@ class FinetuneCost(Shape):
     ended: _Time | None = None
 
 
+class _EvaluateParts(Shape):
+    calibrate: _Seconds
+
+
+class EvaluateCost(FinetuneCost):
+    parts: _EvaluateParts
+
+
 class SearchCost(Shape):
     seconds: _Seconds
     seconds_once: _Amount

@@ -56,6 +56,7 @@ def _row(result: JobResult, baseline: JobResult | None) -> Row:
         "speedup": _number(baseline.search_cost["seconds"] / cost["seconds"]) if compare else "",
         "speedup_image_macs": _number(baseline.search_cost["image_macs"] / cost["image_macs"]) if compare else "",
         "finetune_seconds": _number(result.finetune_cost["seconds"]),
+        "calibrate_seconds": _number(result.evaluate_cost["parts"]["calibrate"]),
         "peak_memory_mb": _number(cost.get("peak_memory_mb")),
         "logit_entropy": _number(cost.get("logit_entropy")),
     }

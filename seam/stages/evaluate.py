@@ -9,26 +9,46 @@ from seam.runtime.process import import_torch, set_up
 
 
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:
-    """Measure a policy, calibrated only and after finetuning, and write metrics.json, hits.json and classes.json."""
+    """Measure a policy, calibrated only and after finetuning.
+
+    Writes metrics.json, hits.json, classes.json and cost.json, whose part `calibrate` is of `evaluate.calibration`.
+    """
     import_torch()
+    import torch
+
+    from seam.calibration.levels import calibrate
     from seam.experiment.results import pack, read_full_precision, read_model_classes
     from seam.policy.file import totals
     from seam.quant.finetuned import load_finetuned
     from seam.quant.kernels import use_kernels
+    from seam.runtime.meter import Meter
+    from seam.stages.resume import forget, resume_file
     from seam.stages.target import quantized
     from seam.training.evaluate import evaluate_each
 
     of_model = [weights.with_name("metrics.json"), weights.with_name("classes.json")]
     inputs = [weights, *of_model, policy, finetuned]
     provenance.check_inputs(params, inputs, job)
-    device = set_up(params.device, params.evaluate.threads, job.seed)
-    use_kernels(params.finetune.kernels, device=device)
-    measured = quantized(params, job.model, weights, policy, device)
+    settings = params.evaluate
+    device = set_up(params.device, settings.threads, job.seed)
+    meter = Meter(device)
+    with meter.part("kernels"):
+        meter.kernels, meter.seconds_once = use_kernels(params.finetune.kernels, device=device)
+    with meter.part("calibrate"):
+        measured = quantized(params, job.model, weights, policy, device)
     network = measured.network
+    resume = None
+    if settings.calibration != "steps":  # which `quantized` has done
+        order = torch.randperm(len(measured.train), generator=torch.Generator().manual_seed(params.finetune.seed))
+        images = measured.train.subset(order[: settings.calibration_images])
+        resume = resume_file(params, "evaluate", job._asdict(), inputs)
+        with meter.part("calibrate"):
+            calibrate(network, images, settings.calibration, device, settings.reconstruct, job.seed, resume)
     test = measured.target.images(network, "test", params.target.test_images)
-    calibrated, hits_before, classes_before = evaluate_each(network, test, params.evaluate.batch_size, device)
-    load_finetuned(network, finetuned)
-    tuned, hits, classes = evaluate_each(network, test, params.evaluate.batch_size, device)
+    with meter.part("evaluate"):
+        calibrated, hits_before, classes_before = evaluate_each(network, test, settings.batch_size, device)
+        load_finetuned(network, finetuned)
+        tuned, hits, classes = evaluate_each(network, test, settings.batch_size, device)
     full, full_classes = read_full_precision(of_model[0]), read_model_classes(of_model[1])
     costs = totals(measured.layers, measured.bits)
     keys = ("top1", "top5", "class_margin")
@@ -42,11 +62,14 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     }
     packed = {"top1": pack(hits.numpy()), "calibrated_top1": pack(hits_before.numpy())}
     geometry = {**full_classes, "calibrated": classes_before, "finetuned": classes}
-    outputs = [out / n for n in ("metrics.json", "hits.json", "classes.json")]
+    outputs = [out / n for n in ("metrics.json", "hits.json", "classes.json", "cost.json")]
     with provenance.writing(params, "evaluate", job, inputs, outputs) as folder:
         io.write_json(folder / "metrics.json", metrics)
         io.write_json(folder / "hits.json", {"images": len(test), **packed})
         io.write_json(folder / "classes.json", geometry)
+        io.write_json(folder / "cost.json", meter.cost())
+    if resume:
+        forget(resume)
     print(
         f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
         f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "

@@ -70,10 +70,8 @@ def calibrate(
     Raises SeamError for an unknown level, wrong settings, and errors that are not finite.
     """
     from seam.calibration.levels import calibrate as apply
-    from seam.data.image_sets import TensorSet, in_memory
     from seam.quant.kernels import use_kernels
     from seam.runtime.process import set_up
-    from seam.runtime.progress import phase
     from seam.settings import Reconstruction, checked
 
     chosen = checked(Reconstruction, settings or {})
@@ -84,9 +82,6 @@ def calibrate(
     if level != "steps":
         use_kernels(device=place)
         model.to(memory_format=torch.channels_last)
-    if level == "reconstruct" and not isinstance(images, TensorSet):  # they are read again and again
-        with phase("read images"):
-            images = in_memory(images)
     apply(model, images, level, place, chosen, seed, Path(resume) if resume else None)
     return model
 

@@ -78,7 +78,7 @@ def _job_record(params: Params, row: Mapping[str, Any], result: JobResult, targe
         for key in history.keys() - NO_CURVE:
             steps = zip(history["step"], history[key], strict=True)
             lines[f"{stage}/{key}"] = {int(step): value for step, value in steps}
-    ends = (cost.get("ended") for cost in (result.search_cost, result.finetune_cost))
+    ends = (cost.get("ended") for cost in (result.search_cost, result.finetune_cost, result.evaluate_cost))
     return Record(
         job=job.name,
         name=job.name,

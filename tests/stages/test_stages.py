@@ -188,6 +188,29 @@ def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_pat
         assert 100 * unpack(hits[key], 359).mean() == pytest.approx(metrics[key], abs=1e-4)
 
 
+def test_the_level_of_calibration_concerns_the_policy_before_finetuning(quick, tmp_path, monkeypatch):
+    weights = pretrained(quick)
+    job = Job("resnet", "uniform", "w3a3", 0)
+    sample(quick, "resnet", "uniform", weights, tmp_path / "proxy")
+    search(quick, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    finetune(quick, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+    found = {}
+    changes = {"pretrain__epochs": 1, "finetune__epochs": 1, "evaluate__calibration_images": 256}
+    for level in ("steps", "output", "reconstruct"):
+        changes |= {"evaluate__calibration": level, "evaluate__reconstruct": {"iterations": 20}}
+        params, out = smoke(tmp_path, monkeypatch, **changes), tmp_path / level
+        tuned = tmp_path / "finetune/model.safetensors"
+        evaluate(params, job, weights, tmp_path / "search/policy.json", tuned, out)
+        cost = io.read_json(out / "cost.json")
+        assert cost["parts"]["evaluate"] > 0 and sum(cost["parts"].values()) == pytest.approx(cost["seconds"], abs=0.01)
+        found[level] = {**io.read_json(out / "metrics.json"), "calibrate": cost["parts"]["calibrate"]}
+    steps, output, reconstruct = found.values()
+    assert steps["calibrated_top1"] + 3 < output["calibrated_top1"] < reconstruct["calibrated_top1"] + 3
+    assert steps["top1"] == output["top1"] == reconstruct["top1"]  # finetuned weights are taken as they are
+    assert output["calibrate"] < reconstruct["calibrate"]
+    assert not list((Path(params.results) / ".resume").glob("evaluate*"))
+
+
 def test_locks_concern_the_search_and_what_follows_it(quick, tmp_path, monkeypatch):
     """Weights pretrained without the lock are taken; finetuning and evaluation know it from the policy."""
     weights = pretrained(quick)

@@ -9,6 +9,7 @@ rule evaluate:
         metrics=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/metrics.json",
         hits=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/hits.json",
         classes=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/classes.json",
+        cost=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/cost.json",
         provenance=f"{ROOT}/evaluate/{{model}}/{{search}}/{{budget}}/{{seed}}/provenance.json",
     log:
         f"{ROOT}/logs/evaluate/{{model}}-{{search}}-{{budget}}-{{seed}}.log",
