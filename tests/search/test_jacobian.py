@@ -40,14 +40,14 @@ def features(model, x):
     return F.normalize(captured[-1], dim=1)
 
 
-def brute_force(model, given, share=1e-3):
-    """[2, L, 2] mean_i ||J_ti D||^2 of the first two bit-widths by central differences: a small part of each error."""
+def brute_force(model, given, widths=BITS, share=1e-3):
+    """[2, L, B] mean_i ||J_ti D||^2 by central differences: a small part of each tensor's own quantization error."""
     searched = [layer for layer in given.layers if not layer.fixed]
-    result = np.zeros((2, len(searched), 2))
+    result = np.zeros((2, len(searched), len(widths)))
     model = copy.deepcopy(model).double()
     every = given.images.x.double()
     x = every[:8]  # the rest repeats them
-    for b, bits in enumerate(BITS[:2]):
+    for b, bits in enumerate(widths):
         net = quantize(copy.deepcopy(model), {layer.name: (bits, bits) for layer in searched}, searched).eval()
         modules = dict(net.named_modules())
         quantizers = [(weight_quantizer(modules[one.name]), modules[one.name].input_quantizer) for one in searched]
@@ -81,7 +81,7 @@ def test_equals_brute_force(name):
     model = whole(create(name) if name in MODELS else build(Model(name=name), 10, 3))
     given = problem(model, images().repeat(100, 1, 1, 1), draws=4)
     table = jacobian.preferences(given)
-    weights, inputs = brute_force(model, given)
+    weights, inputs = brute_force(model, given, BITS[:2])
     # Of E_w + E_a only differences along the bit-widths can be told apart; the first two bit-widths show them best.
     for i in range(len(table)):
         for found, true in ((-table[i, :, -1], weights[i]), (-table[i, -1, :], inputs[i])):
