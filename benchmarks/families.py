@@ -77,10 +77,12 @@ def train(name: str, data: Path, epochs: int, out: Path) -> None:
     from seam.io import save_tensors
     from seam.models.features import extract_features
     from seam.models.find import classifier_layer
+    from seam.models.strided_pointwise import read_fewer_pixels
     from seam.tool import open_images
 
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=len(list((data / "train").iterdir()))).train()
+    read_fewer_pixels(model)
     images = open_images(data, model, full_size=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for epoch in range(epochs):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seam.errors import SeamError, shortened, shown, unknown
 from seam.io import load_tensors
 from seam.models.find import _classifiers, classifier_layer
+from seam.models.strided_pointwise import read_fewer_pixels
 from seam.settings import Model
 
 _REFUSED = {  # of timm's options
@@ -55,6 +56,7 @@ def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
                 own = model.state_dict()
                 state |= {name: own[name] for name in _head_entries(model)}
         _load(model, state, spec.weights)
+    read_fewer_pixels(model)
     return model.eval()
 
 

@@ -13,6 +13,7 @@ from seam.models.find import find_layers
 from seam.models.layers import FLOAT_BITS, Layer, check_ties, group_names
 from seam.models.padding_taps import without_unreached_taps
 from seam.models.shared_inputs import watch
+from seam.models.strided_pointwise import read_fewer_pixels
 from seam.policy.file import fit_policy, policy_layers
 from seam.quant.quantizer import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
 
@@ -61,6 +62,7 @@ def quantize(
             else:
                 layer.input_quantizer = shared[group] = Quantizer(a, channels=None).to(device)
             attach(layer, quantizer, _quantize_input, name in functional)
+    read_fewer_pixels(model)
     return model
 
 

@@ -110,6 +110,9 @@ def prepare(
     if model is not None:
         import torch
 
+        from seam.models.strided_pointwise import read_fewer_pixels
+
+        read_fewer_pixels(model)
         model = model.to(device, memory_format=torch.channels_last)
     if images is not None and kernels and needs_kernels(method):
         from seam.quant.kernels import use_kernels
