@@ -82,7 +82,19 @@ def weight_integers(layer: nn.Module, quantizer: Quantizer) -> Weight:
 
 
 def trace(marked: nn.Module, input_size: tuple[int, int, int], opset: int) -> onnx.ModelProto:
-    """torch's graph of the marked model."""
+    """torch's graph of the marked model; of timm's own attention where torch's fused one cannot be exported."""
+    try:
+        return _trace(marked, input_size, opset)
+    except SeamError:
+        fused = [module for module in marked.modules() if getattr(module, "fused_attn", False) is True]
+        if not fused:
+            raise
+    for module in fused:
+        module.fused_attn = False
+    return _trace(marked, input_size, opset)
+
+
+def _trace(marked: nn.Module, input_size: tuple[int, int, int], opset: int) -> onnx.ModelProto:
     images = torch.zeros(2, *input_size)
     try:
         with torch.no_grad():

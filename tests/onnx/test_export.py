@@ -302,6 +302,35 @@ def test_the_file_keeps_what_its_user_should_know(tmp_path):
     assert found == about
 
 
+class Blocks(nn.Module):
+    """Attention within blocks of an image, with five dimensions, in timm's two ways of computing it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused_attn = True
+        self.stem, self.qkv, self.proj = nn.Conv2d(1, 8, 2, 2), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x).unflatten(2, (2, 2)).unflatten(4, (2, 2))  # [N, C, 2, 2, 2, 2]
+        x = x.permute(0, 2, 4, 3, 5, 1).flatten(1, 2).flatten(2, 3)  # [N, blocks, pixels, C]
+        q, k, v = self.qkv(x).unflatten(3, (3, 2, 4)).permute(3, 0, 4, 1, 2, 5)
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(q, k, v)
+        else:
+            x = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return self.head(self.proj(x.permute(0, 2, 3, 1, 4).flatten(3)).mean((1, 2)))
+
+
+def test_fused_attention_that_torch_does_not_export_is_written_as_products(tmp_path):
+    torch.manual_seed(0)
+    x, _ = digits(8, last=64)
+    model = quantized(Blocks(), (4, 4), x)
+    export(model, (1, 8, 8), tmp_path / "model.onnx")
+    check_parity(parity(model, tmp_path / "model.onnx", [(x, None)], CPU))
+    assert model.fused_attn  # the model itself computes as before
+
+
 def test_two_bit_weights_without_two_bit_types(tmp_path):
     torch.manual_seed(0)
     x, _ = digits(8, last=32)
