@@ -1,5 +1,6 @@
 """Interactive charts of the report page, by plotly: a figure a model."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -66,7 +67,8 @@ def accuracy_seconds(results: Results, model: str, chosen: Mapping[str, Style]) 
             )
     steps = (1,) if max(seconds) / min(seconds) > 1000 else (1, 2, 5)
     ticks = [step * 10.0**power for power in range(-2, 8) for step in steps]
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,.10g}" for tick in ticks])
+    shown = [math.log10(min(seconds) / 1.6), math.log10(max(seconds) * 1.6)]  # wide enough for one of the ticks
+    figure.update_xaxes(type="log", range=shown, tickvals=ticks, ticktext=[f"{tick:,.10g}" for tick in ticks])
     return figure
 
 

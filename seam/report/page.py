@@ -118,7 +118,7 @@ def _claims(claims: Mapping[str, Any]) -> list[str]:
                   f"{claims['design']['roles']['confidence']:.0%}.</p>", _claims_table(first)]  # fmt: skip
     lines.append(f'<p class="note">{len(claims["claims"])} claims in all: {_text(counts)}.</p>')
     if rest:
-        lines += [f"<details><summary>The other {len(rest)} claims</summary>{_claims_table(rest)}</details>"]
+        lines += [f"<details><summary>The others ({len(rest)})</summary>{_claims_table(rest)}</details>"]
     if claims["missing"]:
         lines += ["<p>What this grid cannot say:</p><ul>"]
         lines += [*(f"<li>{_text(line)}</li>" for line in claims["missing"]), "</ul>"]

@@ -93,3 +93,13 @@ def test_equal_policies_of_several_seeds_share_a_row(params):
     assert any(row.startswith("uniform, seed 0, 1") for row in rows) and any(row == "near, seed 0 " for row in rows)
     weights, inputs = figure.data
     assert len(weights.z) == len(rows) and weights.visible and not inputs.visible
+
+
+@pytest.mark.parametrize("seconds", [12.1, 0.3, 990.0])
+def test_the_axis_of_seconds_has_a_tick_however_close_the_searches_are(tmp_path, monkeypatch, seconds):
+    monkeypatch.chdir(tmp_path)
+    params = make_params(tmp_path / "r", models=("a",), searches=("near", "direct"))
+    write_results(params, lambda job: 90.0, seconds=lambda job: seconds)
+    axis = charts.accuracy_seconds(load(params), "a", page.styles(params)).layout.xaxis
+    least, most = (10**end for end in axis.range)
+    assert least < seconds < most and [tick for tick in axis.tickvals if least < tick < most]
