@@ -54,7 +54,7 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     np.random.seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # All memory is written before it is read here; torch would first fill each new tensor with NaN, to show where not.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
