@@ -53,6 +53,16 @@ def _model(name: str, weights: Path | None, classes: int | None, channels: int =
         return build(spec, classes, channels)
 
 
+def _api():
+    """The Python API, and torch with it."""
+    from seam.runtime.process import import_torch
+
+    import_torch()
+    from seam import tool
+
+    return tool
+
+
 def _limit(threads: int) -> None:
     from seam.runtime.cores import limit_threads
 
@@ -106,7 +116,7 @@ def search(
     widths, curve = _bits(bits), [spec.strip() for spec in budgets.split(",") if spec.strip()]
     for spec in (*budget, *curve):
         read_spec(spec, latency is not None)  # before torch and the model are loaded, which takes longer
-    from seam import tool as api
+    api = _api()
 
     network = _model(model, weights, classes)
     images = api.open_images(data, network, image_size=size, data_root=data_root)
@@ -165,7 +175,8 @@ def finetune(
     """
     _limit(threads)
     from seam import io
-    from seam import tool as api
+
+    api = _api()
     from seam.stages.resume import forget
 
     network, about = _of_policy(policy, model, weights)
@@ -224,7 +235,8 @@ def calibrate(
     """Quantize well without training: weights for `evaluate` and `export`, from a few hundred images without labels."""
     _limit(threads)
     from seam import io
-    from seam import tool as api
+
+    api = _api()
     from seam.errors import SeamError
     from seam.stages.resume import forget
 
@@ -261,7 +273,8 @@ def evaluate(
     """
     _limit(threads)
     from seam import io
-    from seam import tool as api
+
+    api = _api()
 
     if policy is not None:
         network, about = _quantized(policy, model, weights, data, data_root, device)
@@ -293,7 +306,8 @@ def export(
     """
     _limit(threads)
     from seam import io
-    from seam import tool as api
+
+    api = _api()
 
     quantized, about = _quantized(policy, model, weights, data, data_root, device)
     shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root) if data else None
@@ -315,7 +329,7 @@ def layers(
 ) -> None:
     """List a model's layers, for --lock and --exclude: their names, costs, and which read the same tensor."""
     _limit(1)
-    from seam import tool as api
+    api = _api()
     from seam.models.find import find_layers
     from seam.models.locks import apply_locks
     from seam.policy import show
@@ -344,7 +358,7 @@ def _bits(text: str) -> tuple[int, ...]:
 
 def _full_precision(model: str, weights: Path | None, classes: int | None):
     """The model as it is, for a baseline."""
-    from seam import tool as api
+    api = _api()
     from seam.errors import SeamError
 
     if not model:
@@ -371,7 +385,7 @@ def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: boo
 
 def _quantized(policy: Path, model: str, weights: Path | None, data: str | None, data_root: Path, device: str):
     """The quantized model with the weights of `seam finetune`, or calibrated from full-precision ones."""
-    from seam import tool as api
+    api = _api()
 
     tuned = weights is not None and api.is_finetuned(weights)
     network, about = _of_policy(policy, model, None if tuned else weights, untrained=tuned)

@@ -46,6 +46,7 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Integer, Field(ge=1, lt=2**31)]
+Level = Literal["steps", "output", "norm", "reconstruct"]  # of calibration
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
@@ -192,7 +193,7 @@ class Evaluate(_Frozen):
 
     batch_size: Count = 500  # images a step
     threads: Count = 2  # of a job, and of one that samples a proxy
-    calibration: Literal["steps", "output", "norm", "reconstruct"] = "steps"  # level, of a policy before finetuning
+    calibration: Level = "steps"  # level, of a policy before finetuning
     calibration_images: Count = 512  # of finetuning, that levels above `steps` see
     reconstruct: Reconstruction = Reconstruction()  # settings of that level
 

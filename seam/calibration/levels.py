@@ -8,7 +8,7 @@ reconstruct  from `output` on: rounding, steps, biases and normalisation learned
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -22,9 +22,9 @@ from seam.quant.apply import calibrate as fit_steps
 from seam.quant.apply import input_quantizers
 from seam.quant.quantizer import Quantizer
 from seam.runtime.progress import phase
-from seam.settings import Reconstruction
+from seam.settings import Level, Reconstruction
 
-LEVELS = ("steps", "output", "norm", "reconstruct")
+LEVELS = get_args(Level)
 _BATCH = 256  # images of a pass for the level `steps`
 _IMAGES = 64  # that the levels `output` and `norm` look at
 

@@ -1,7 +1,7 @@
 """The element-wise passes of `seam.quant.functional` as compiled kernels, built once on a machine and loaded at once.
 
 Each pass is a plain tensor function below. On a CPU it is exported with dynamic sizes and compiled ahead of time by
-Inductor into a package in the user's cache (`SEAM_CACHE`, else `~/.cache/seam`): a few seconds a kernel the first
+Inductor into a library in the user's cache (`SEAM_CACHE`, else `~/.cache/seam`): a few seconds a kernel the first
 time, milliseconds from then on, in every process and job. On another device `torch.compile` makes it (Triton on CUDA).
 Without a compiler the functions run as they are, several times slower and with the same result up to rounding.
 """
@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,9 +136,8 @@ def _packaged(name: str, width: int) -> Callable:
     """The kernel from the cache; compiled into it first if it is not there."""
     global _compiling
     import filelock
-    from torch._inductor import aoti_load_package
 
-    path = cache_folder() / f"{name}_{width}.pt2"
+    path = cache_folder() / f"{name}_{width}.so"
     if not path.exists():
         start = time.perf_counter()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,13 +145,14 @@ def _packaged(name: str, width: int) -> Callable:
             if not path.exists():
                 _compile(name, width, path)
         _compiling += time.perf_counter() - start
-    # The package's own call parses its signature each time, which takes longer than a small kernel.
-    boxed = aoti_load_package(str(path)).loader.boxed_run
-    return lambda *args: outputs if len(outputs := boxed(list(args))) > 1 else outputs[0]
+    # Not `aoti_load_package`: that imports Inductor (two seconds), unpacks into the system's temporary folder, where a
+    # killed job leaves it, and parses the call's signature each time, which takes longer than a small kernel.
+    run = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1).run
+    return lambda *args: outputs if len(outputs := run(list(args))) > 1 else outputs[0]
 
 
 def _compile(name: str, width: int, path: Path) -> None:
-    import torch._inductor
+    import torch._inductor.config
     from torch.export import Dim, export
 
     class Pass(torch.nn.Module):
@@ -163,23 +164,30 @@ def _compile(name: str, width: int, path: Path) -> None:
     example = _example(name, width)
     shapes = (x, None, steps, steps, None) if name == "forward" else (x, x, None, steps, None, None)
     program = export(Pass(), example, dynamic_shapes=(shapes[: len(example)],))
-    temporary = path.with_suffix(f".{os.getpid()}.pt2")
+    package, temporary = (path.with_suffix(f".{os.getpid()}.{kind}") for kind in ("pt2", "so"))
     options = {
         "cpp.dynamic_threads": True,  # a job's threads are set when it starts, not when the kernel was built
         "aot_inductor.compile_wrapper_opt_level": "O0",  # the wrapper only passes pointers on
     }
-    torch._inductor.aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
+    torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
+    torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
+    with zipfile.ZipFile(package) as archive:
+        (library,) = (name for name in archive.namelist() if name.endswith(".so"))
+        temporary.write_bytes(archive.read(library))
+    package.unlink()
     temporary.replace(path)
 
 
 def _jitted(name: str, width: int, device: str | torch.device) -> Callable:
     """The pass by `torch.compile`, run once so that its compilation, or loading from Inductor's cache, is done here."""
     global _compiling
+    import torch._inductor.config
     import torch.fx.experimental._config
     from torch._dynamo.utils import counters
 
     # Sizes that happen to be equal must not be taken for one: each coincidence would compile the kernels again.
     torch.fx.experimental._config.use_duck_shape = False
+    torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
     kernel = torch.compile(PASSES[name], dynamic=True, fullgraph=True)
     start, missed = time.perf_counter(), counters["inductor"]["fxgraph_cache_miss"]
     kernel(*(x.to(device) for x in _example(name, width)))

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,15 +27,55 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def import_torch() -> None:
-    """Import torch before anything else that does, and take its objects from the garbage collector for good.
+    """Import torch, torchvision and timm before anything else that does.
 
-    At exit alone it would go through them again for half a second, in each job. (All objects of all libraries would
-    take longer still, but triton, which timm loads, reports those that are never collected.)
+    Torch's objects are taken from the garbage collector for good: at exit alone it would go through them again for
+    half a second, in each job. (All objects of all libraries would take longer still, but triton, which torch's
+    compiler loads, reports those that are never collected.)
+
+    For command lines only: see `_without_compiler`.
     """
     if "torch" not in sys.modules:
         import torch  # noqa: F401
 
         gc.freeze()
+        with _without_compiler():
+            import timm  # noqa: F401
+            import torchvision.transforms.v2  # noqa: F401
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Within the context, imports leave out torch's compiler (Dynamo and Inductor), which takes as long to import as
+    the rest of torch. What does use it imports it then: optimizers, the compilation of kernels.
+
+    torchvision imports it to ask a question when an operator is called; timm, to keep it from parts of NaFlexViT,
+    which it would otherwise compile when told to compile that model.
+    """
+    import torch.compiler
+
+    name, disable = "torch._dynamo.utils", torch.compiler.disable
+    stand_in = types.ModuleType(name)
+
+    def attribute(key: str) -> Any:
+        if key.startswith("__"):
+            raise AttributeError(key)
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), key)
+
+    def is_compile_supported(device: Any) -> bool:
+        return attribute("is_compile_supported")(device)
+
+    vars(stand_in).update(__getattr__=attribute, is_compile_supported=is_compile_supported)
+    sys.modules[name] = stand_in
+    torch.compiler.disable = lambda fn=None, *args, **kwargs: fn or (lambda fn: fn)  # type: ignore
+    try:
+        yield
+    finally:
+        torch.compiler.disable = disable
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 def set_up(device: str, threads: int, seed: int) -> torch.device:
@@ -52,7 +94,7 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     keep_memory()
     torch.manual_seed(seed)
     np.random.seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` would import the compiler
     # All memory is written before it is read here; torch would first fill each new tensor with NaN, to show where not.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device == "auto":

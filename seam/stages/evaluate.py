@@ -23,7 +23,7 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
     from seam.stages.resume import forget, resume_file
-    from seam.stages.target import quantized
+    from seam.stages.target import quantized, set_steps
     from seam.training.evaluate import evaluate_each
 
     of_model = [weights.with_name("metrics.json"), weights.with_name("classes.json")]
@@ -34,15 +34,15 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     meter = Meter(device)
     with meter.part("kernels"):
         meter.kernels, meter.seconds_once = use_kernels(params.finetune.kernels, device=device)
-    with meter.part("calibrate"):
-        measured = quantized(params, job.model, weights, policy, device)
+    measured = quantized(params, job.model, weights, policy, device)
     network = measured.network
-    resume = None
-    if settings.calibration != "steps":  # which `quantized` has done
-        order = torch.randperm(len(measured.train), generator=torch.Generator().manual_seed(params.finetune.seed))
-        images = measured.train.subset(order[: settings.calibration_images])
-        resume = resume_file(params, "evaluate", job._asdict(), inputs)
-        with meter.part("calibrate"):
+    resume = resume_file(params, "evaluate", job._asdict(), inputs)
+    with meter.part("calibrate"):
+        if settings.calibration == "steps":
+            set_steps(measured, params.finetune.seed, device)  # as finetuning begins
+        else:
+            order = torch.randperm(len(measured.train), generator=torch.Generator().manual_seed(params.finetune.seed))
+            images = measured.train.subset(order[: settings.calibration_images])
             calibrate(network, images, settings.calibration, device, settings.reconstruct, job.seed, resume)
     test = measured.target.images(network, "test", params.target.test_images)
     with meter.part("evaluate"):
@@ -68,8 +68,7 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
         io.write_json(folder / "hits.json", {"images": len(test), **packed})
         io.write_json(folder / "classes.json", geometry)
         io.write_json(folder / "cost.json", meter.cost())
-    if resume:
-        forget(resume)
+    forget(resume)
     print(
         f"evaluate: {job.name}, top-1 {metrics['top1']:.2f} % "
         f"(full precision {metrics['fp_top1']:.2f}, calibrated only {metrics['calibrated_top1']:.2f}), "

@@ -85,11 +85,11 @@ class Quantized(NamedTuple):
 
 
 def quantized(params: Params, model: str, weights: Path, policy: Path, device: Any) -> Quantized:
-    """The model under a policy, calibrated on a shuffled batch of its finetuning images."""
+    """The model under a policy, its steps not set yet."""
     import torch
 
     from seam.policy.file import read_policy
-    from seam.quant.apply import apply_policy, calibrate
+    from seam.quant.apply import apply_policy
 
     target, settings = Target(params, model), params.finetune
     network = target.network(weights)
@@ -97,6 +97,12 @@ def quantized(params: Params, model: str, weights: Path, policy: Path, device: A
     content = read_policy(policy)
     layers, bits = apply_policy(network, content, target.size, policy)
     train = target.images(network, "train", settings.images, settings.seed)
-    batches = train.batches(min(CALIBRATION_IMAGES, len(train)), seed=settings.seed, device=device)
-    calibrate(network, [next(iter(batches))])
     return Quantized(target, network, train, content, layers, bits)
+
+
+def set_steps(model: Quantized, seed: int, device: Any) -> None:
+    """Set the steps of a quantized model on a shuffled batch of its finetuning images."""
+    from seam.quant.apply import calibrate
+
+    batches = model.train.batches(min(CALIBRATION_IMAGES, len(model.train)), seed=seed, device=device)
+    calibrate(model.network, [next(iter(batches))])
