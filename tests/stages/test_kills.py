@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from engines import REPOSITORY
-from killable import start
+from forked import start
 
 from seam.experiment.params import Job, load_params
 from seam.stages.fetch import fetch
@@ -119,6 +119,7 @@ def test_a_killed_stage_ends_the_same(place, stage, signals):
     out, log = f"killed/{stage}", place / f"{stage}.log"
     for signum in signals:
         before = checkpoints(place)
+        log.unlink(missing_ok=True)
         process = start(place, log, stage, *STAGES[stage], "--out", out)
         while process.is_alive() and checkpoints(place) == before:
             time.sleep(0.005)
@@ -132,6 +133,7 @@ def test_a_killed_stage_ends_the_same(place, stage, signals):
             assert time.monotonic() - sent < 10
             assert re.fullmatch(r"seam: stopped at step \d+; the same command goes on from there\n", said)
         assert not (place / out / "provenance.json").exists() and checkpoints(place)
+    log.unlink()
     process = start(place, log, stage, *STAGES[stage], "--out", out)
     process.join(600)
     assert process.exitcode == 0 and re.fullmatch(rf"{stage}: .*\n", log.read_text()), log.read_text()

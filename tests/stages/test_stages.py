@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from engines import environment
+from forked import seam
 
 from seam import io
 from seam.errors import SeamError
@@ -329,8 +330,7 @@ def test_a_full_or_read_only_disk_is_one_message(quick, tmp_path, small_disk):
         for name, options in stages.items():
             if reason.startswith("Read") and name not in ("fetch", "search"):
                 continue  # the same way as these two
-            command = [sys.executable, "-m", "seam", name, "--params", "quick.yaml", *options, "--out", disk / name]
-            done = subprocess.run(command, env=environment(ROOT), capture_output=True, text=True)
+            done = seam(name, "--params", "quick.yaml", *options, "--out", disk / name)
             assert done.returncode == 2, done.stderr
             last = done.stderr.splitlines()[-1]
             assert last.startswith(f"seam: error: {disk / name}") and last.endswith(f": {reason}"), done.stderr
