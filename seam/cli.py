@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -291,6 +293,7 @@ def main() -> None:
 
     quiet_collector()
     exit_within(8.0)
+    sys.unraisablehook = _interrupt_again
     for _ in range(2):
         if sys.argv[1:2] and (option := _OPTIONS.get(sys.argv[1])):
             option()
@@ -317,6 +320,16 @@ def main() -> None:
         if not (what := exhausted(error)):
             raise
         _fail(f"{what}; smaller batches or images need less")
+
+
+def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """Ctrl-C that falls into a callback of the garbage collector, where Python prints and drops it, comes again."""
+    if dropped.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(dropped)
 
 
 def _silence() -> None:

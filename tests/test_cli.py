@@ -246,3 +246,25 @@ def test_verbose_says_where_an_error_came_from(tmp_path):
     done = seam("-v", "claims", "--params", str(tmp_path / "none.yaml"), "--out", "x.json")
     assert done.returncode == 2
     assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("seam: error:")
+
+
+def test_ctrl_c_in_a_callback_of_the_collector_is_neither_dropped_nor_a_traceback():
+    code = """
+import signal, sys, time, weakref
+from seam import cli
+
+class Thing: ...
+
+@cli.app.command()
+def wait():
+    thing = Thing()
+    watched = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    time.sleep(60)
+
+sys.argv = ["seam", "wait"]
+cli.main()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(REPOSITORY), capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
