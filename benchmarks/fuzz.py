@@ -7,8 +7,11 @@ a connection, a file written elsewhere.
 
     python benchmarks/fuzz.py --count 100000 --csv benchmarks/fuzz.csv
     python benchmarks/fuzz.py --kind policy --count 1 --first 4711 --keep .    # one input again, and its file
+    python benchmarks/fuzz.py --corpus tests/corpus                            # the files there, read again
 
-An input depends on the seed, its kind and its number alone. The seeds are made here, by the project's own writers.
+An input depends on the seed, its kind and its number alone. What it mutates is made here, by the project's own writers.
+The corpus holds some of them as earlier versions wrote them: `taken-NUMBER`, `refused-NUMBER`, and `taken-whole`, which
+is not mutated. A folder that is empty or new is filled.
 """
 
 import argparse
@@ -744,6 +747,48 @@ def run(name: str, seed: int, first: int, count: int, guard: Guard, keep: Path |
     return {**row, "seconds": round(seconds, 1), "slowest_ms": round(1000 * slowest)}, finds
 
 
+def draw_of(name: str, number: str) -> random.Random:
+    """What input `number` of a kind is made with, of seed 0; "whole" is a valid file."""
+    return Untouched(0) if number == "whole" else random.Random(f"0/{name}/{number}")
+
+
+def verdict(kind: Kind, guard: Guard, place: str) -> str:
+    try:
+        with guard(Path(place)), silent():
+            kind.read()
+    except SeamError:
+        return "refused"
+    return "taken"
+
+
+def fill(folder: Path, name: str, guard: Guard) -> None:
+    """Keep a whole file of a kind and the first six others, at most four of a verdict and 20 kB each."""
+    with tempfile.TemporaryDirectory(prefix="seam-fuzz-") as place:
+        os.chdir(place)
+        kind, kept = KINDS[name](Path(place)), {"taken": 0, "refused": 0}
+        for number in ("whole", *map(str, range(60))):
+            path = kind.write(draw_of(name, number))
+            if path.is_symlink() or not path.is_file() or path.stat().st_size > 20_000 or sum(kept.values()) == 7:
+                continue
+            data = path.read_bytes()
+            if kept[said := verdict(kind, guard, place)] < 4:
+                kept[said] += 1
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / f"{said}-{number}{path.suffix}").write_bytes(data)
+        os.chdir(ROOT)
+
+
+def replay(folder: Path, name: str, guard: Guard) -> Iterator[tuple[str, str]]:
+    """(file, verdict) of the files of a kind: each takes the place of the input of its number."""
+    with tempfile.TemporaryDirectory(prefix="seam-fuzz-") as place:
+        os.chdir(place)
+        kind = KINDS[name](Path(place))
+        for path in sorted((folder / name).iterdir()):
+            kind.write(draw_of(name, path.stem.split("-")[1])).write_bytes(path.read_bytes())
+            yield f"{name}/{path.name}", verdict(kind, guard, place)
+        os.chdir(ROOT)
+
+
 def limit_memory() -> None:
     """More memory than a small file is due is a MemoryError, a find."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -758,6 +803,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only these kinds")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     parser.add_argument("--keep", type=Path, help="copy the inputs to this folder")
+    parser.add_argument("--corpus", type=Path, help="read the files of this folder instead; fill it if it is empty")
     options = parser.parse_args()
     csv_path, keep = (path and path.absolute() for path in (options.csv, options.keep))
     torch.set_num_threads(1)
@@ -765,6 +811,15 @@ def main() -> int:
     signal.signal(signal.SIGALRM, _alarm)
     limit_memory()
     guard, chosen, table = Guard(), options.kind or list(KINDS), []
+    if options.corpus:
+        folder = options.corpus.absolute()
+        if not folder.exists() or not any(folder.iterdir()):
+            for name in chosen:
+                fill(folder, name, guard)
+        read = [found for name in chosen for found in replay(folder, name, guard)]
+        wrong = [(path, said) for path, said in read if not Path(path).name.startswith(said)]
+        print(*(f"{path}: {said}" for path, said in wrong), f"{len(read)} files, {len(wrong)} not as named", sep="\n")
+        return int(bool(wrong))
     shares: Callable[[int], int] = lambda i: (options.count + len(chosen) - 1 - i) // len(chosen)  # noqa: E731
     print("kind | inputs | refused | finds | seconds | slowest, ms")
     for i, name in enumerate(chosen):
