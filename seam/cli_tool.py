@@ -55,7 +55,7 @@ def _model(name: str, weights: Path | None, classes: int | None, channels: int =
 
 def _api():
     """The Python API, and torch with it."""
-    from seam.runtime.process import import_torch
+    from seam.runtime.imports import import_torch
 
     import_torch()
     from seam import tool

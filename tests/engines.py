@@ -43,7 +43,8 @@ def text(done: subprocess.CompletedProcess) -> str:
 
 def environment(root: Path) -> dict[str, str]:
     """The environment of a user at the root of a copy, with the engines' programs on the path."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "SNAKEMAKE_"))}
+    unusual = ("MLFLOW_", "DVC_", "SNAKEMAKE_", "PYTHONDONTWRITEBYTECODE")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(unusual)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{clean.get('PATH', os.defpath)}"
     return {**clean, "PATH": path, "PYTHONPATH": str(root), "COLUMNS": "200"}
 

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
-import importlib
-import sys
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,58 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
-
-
-def import_torch() -> None:
-    """Import torch, torchvision and timm before anything else that does.
-
-    Torch's objects are taken from the garbage collector for good: at exit alone it would go through them again for
-    half a second, in each job. (All objects of all libraries would take longer still, but triton, which torch's
-    compiler loads, reports those that are never collected.)
-
-    For command lines only: see `_without_compiler`.
-    """
-    if "torch" not in sys.modules:
-        import torch  # noqa: F401
-
-        gc.freeze()
-        with _without_compiler():
-            import timm  # noqa: F401
-            import torchvision.transforms.v2  # noqa: F401
-
-
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """Within the context, imports leave out torch's compiler (Dynamo and Inductor), which takes as long to import as
-    the rest of torch. What does use it imports it then: optimizers, the compilation of kernels.
-
-    torchvision imports it to ask a question when an operator is called; timm, to keep it from parts of NaFlexViT,
-    which it would otherwise compile when told to compile that model.
-    """
-    import torch.compiler
-
-    name, disable = "torch._dynamo.utils", torch.compiler.disable
-    stand_in = types.ModuleType(name)
-
-    def attribute(key: str) -> Any:
-        if key.startswith("__"):
-            raise AttributeError(key)
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
-        return getattr(importlib.import_module(name), key)
-
-    def is_compile_supported(device: Any) -> bool:
-        return attribute("is_compile_supported")(device)
-
-    vars(stand_in).update(__getattr__=attribute, is_compile_supported=is_compile_supported)
-    sys.modules[name] = stand_in
-    torch.compiler.disable = lambda fn=None, *args, **kwargs: fn or (lambda fn: fn)  # type: ignore
-    try:
-        yield
-    finally:
-        torch.compiler.disable = disable
-        if sys.modules.get(name) is stand_in:
-            del sys.modules[name]
 
 
 def set_up(device: str, threads: int, seed: int) -> torch.device:

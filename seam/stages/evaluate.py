@@ -5,7 +5,8 @@ from pathlib import Path
 from seam import io
 from seam.experiment import provenance
 from seam.experiment.params import Job, Params
-from seam.runtime.process import import_torch, set_up
+from seam.runtime.imports import import_torch
+from seam.runtime.process import set_up
 
 
 def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: Path, out: Path) -> None:

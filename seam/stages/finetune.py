@@ -6,7 +6,8 @@ from typing import Any
 from seam import io
 from seam.experiment import provenance
 from seam.experiment.params import Job, Params
-from seam.runtime.process import import_torch, set_up
+from seam.runtime.imports import import_torch
+from seam.runtime.process import set_up
 
 
 def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from seam import io
 from seam.experiment import provenance
 from seam.experiment.params import Params
-from seam.runtime.process import import_torch, set_up
+from seam.runtime.imports import import_torch
+from seam.runtime.process import set_up
 
 COLUMNS = ("step", "epoch", "loss", "top1", "lr", "seconds")  # of history.csv, here and in finetuning
 

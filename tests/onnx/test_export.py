@@ -178,7 +178,7 @@ class Chains(nn.Module):
 
     def __init__(self, make):
         super().__init__()
-        self.bits = list(itertools.product((2, 3, 4, 6, 8), repeat=2))
+        self.bits = list(itertools.product((2, 3, 8), repeat=2))  # stored as INT2, INT4, INT8
         self.chains = nn.ModuleList(make() for _ in self.bits)
 
     def forward(self, x):

@@ -31,7 +31,7 @@ def test_available_cores_respect_a_container_quota(monkeypatch, tmp_path, text, 
 def test_the_collector_rests_while_libraries_are_imported_and_leaves_torch_alone():
     code = (
         "import atexit, gc, sys; atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 9999));"
-        "from seam.runtime.process import import_torch; import_torch();"
+        "from seam.runtime.imports import import_torch; import_torch();"
         "from seam.cli import main; sys.argv = ['seam', '--help']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

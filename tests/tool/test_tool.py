@@ -62,7 +62,7 @@ def test_search_quantize_calibrate_finetune_evaluate(folder, model):
 def test_finetuning_a_network_with_imagenet_weights_is_no_harm(folder):
     """With the defaults; statistics of BatchNorm that followed the new images would end far below calibration."""
     model = efficientnet_lite0()
-    train, test = (seam.open_images(folder / "split", model, part, image_size=96) for part in ("train", "test"))
+    train, test = (seam.open_images(folder / "split", model, part, image_size=64) for part in ("train", "test"))
     train = train.subset(range(0, 200, 2))
     features, labels = extract_features(model, train.batches(50))
     fitted = LogisticRegression(C=0.01, max_iter=1000).fit(features.numpy(), labels.numpy())
@@ -70,7 +70,7 @@ def test_finetuning_a_network_with_imagenet_weights_is_no_harm(folder):
     model.classifier.load_state_dict(
         {"weight": torch.from_numpy(fitted.coef_), "bias": torch.from_numpy(fitted.intercept_)}
     )
-    model.pretrained_cfg["input_size"] = (3, 96, 96)
+    model.pretrained_cfg["input_size"] = (3, 64, 64)
     quantized = seam.calibrate(seam.quantize(model, seam.search(model, train, "w5a5")), train)
     full, before = seam.evaluate(model, test)["top1"], seam.evaluate(quantized, test)["top1"]
     seam.finetune(quantized, train, epochs=2, batch_size=20)
