@@ -7,9 +7,9 @@ Wei et al. 2022). Biases and normalisation, which stay in full precision, are le
 
 AdaRound presses roundings to be decided by a regulariser, whose weight must fit each layer: with the few iterations
 that a CPU can afford, half of a small layer's weights were still between up and down at the end, and rounding them then
-undid what was learned. So, as in TesseraQ (Li & Panda 2024), those that are nearest to a decision are decided for good
-as the iterations go by, a share of each layer, and the others make up for them. All outputs weigh alike (BRECQ weighs
-them by Fisher information).
+undid what was learned. So, as in TesseraQ (Li & Panda 2024, arXiv 2410.19103), those that are nearest to a decision are
+decided for good as the iterations go by, a share of each layer, and the others make up for them. All outputs weigh
+alike (BRECQ weighs them by Fisher information).
 """
 
 import math
