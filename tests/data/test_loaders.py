@@ -252,6 +252,8 @@ def test_a_killed_worker_is_named(large_folder, tmp_path, python):
     """In a process of its own: the signal that a child has died may be handled after the pipe from it was cut."""
     code = """
 import multiprocessing, os, signal, sys
+from seam.runtime.imports import import_torch
+import_torch()
 from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.runtime.memory import enough_memory
