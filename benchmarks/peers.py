@@ -8,9 +8,11 @@ benchmarks/calibration.py: EfficientNet-Lite0 with its ImageNet weights, judged 
 The tool is no dependency of seam's, and its own requirements do not fit seam's: it gets an environment of its own.
 Sony's Model Compression Toolkit (MCT): post-training quantization, "gptq" with its gradient-based one over `--epochs`
 passes of the images; bits mixed by its own search under a limit of BitOPs, that of seam's policies in all (first and
-last layer at 8 bits included), or one bit-width for all. Weights a channel, symmetric; inputs with any step
-(MCT's default, steps of powers of two, is for its own chips and worse). It traces networks by torch.fx, which timm's
-TensorFlow-like padding does not survive: such convolutions become a padding of fixed size and a convolution.
+last layer at 8 bits included), or one bit-width for all layers. Weights a channel, symmetric; inputs with any step
+(MCT's default is steps of powers of two, for its own chips); sums and pooled features stay at 8 bits. It traces
+networks by torch.fx, which timm's TensorFlow-like padding does not survive: such convolutions become a padding of
+fixed size and a convolution.
+
 Each row is written to the CSV when it is done, and a run goes on with the rows that are missing.
 """
 
