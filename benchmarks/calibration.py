@@ -35,7 +35,9 @@ def cases(levels: tuple[str, ...], count: int, iterations: int) -> list[tuple]:
         for level in levels
         for policy in (POLICIES if budget != "w8a8" else POLICIES[:1])  # 8 bits are the widest: every policy is uniform
     ]
-    found += [("jacobian", "w4a4", "reconstruct", images, count, iterations) for images in ("digits", "cifar10")]
+    proxies = ("digits", "cifar10")
+    found += [("jacobian", "w4a4", level, images, count, "") for level in levels[:-1] for images in proxies]
+    found += [("jacobian", "w4a4", "reconstruct", images, count, iterations) for images in proxies]
     return found
 
 
