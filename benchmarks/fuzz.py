@@ -701,12 +701,21 @@ def _alarm(*_: Any) -> None:
     raise TooLong
 
 
+@contextlib.contextmanager
+def made(name: str) -> Iterator[tuple[Kind, Path]]:
+    """A kind with its seeds in a folder of its own, which is the working directory."""
+    with tempfile.TemporaryDirectory(prefix="seam-fuzz-") as place:
+        os.chdir(place)
+        try:
+            yield KINDS[name](Path(place)), Path(place)
+        finally:
+            os.chdir(ROOT)
+
+
 def run(name: str, seed: int, first: int, count: int, guard: Guard, keep: Path | None) -> tuple[dict[str, Any], dict]:
     """`count` inputs of a kind from number `first` on: a row of figures, and of each sort of find an example."""
     finds: dict[tuple[str, str], list] = {}
-    with tempfile.TemporaryDirectory(prefix="seam-fuzz-") as place:
-        os.chdir(place)
-        kind = KINDS[name](Path(place))
+    with made(name) as (kind, place):
         kind.write(Untouched(0))
         kind.read()
         start, slowest, refused, found = time.perf_counter(), 0.0, 0, 0
@@ -715,7 +724,7 @@ def run(name: str, seed: int, first: int, count: int, guard: Guard, keep: Path |
             began = time.perf_counter()
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
             try:
-                with guard(Path(place)), silent():
+                with guard(place), silent():
                     kind.read()
             except SeamError as error:
                 refused += 1
@@ -742,7 +751,6 @@ def run(name: str, seed: int, first: int, count: int, guard: Guard, keep: Path |
             if keep and path.is_file() and not path.is_symlink():
                 shutil.copy(path, keep / f"{name}-{number}{path.suffix}")
         seconds = time.perf_counter() - start
-        os.chdir(ROOT)
     row = {"kind": name, "seed": seed, "inputs": count, "refused": refused, "finds": found}
     return {**row, "seconds": round(seconds, 1), "slowest_ms": round(1000 * slowest)}, finds
 
@@ -752,9 +760,9 @@ def draw_of(name: str, number: str) -> random.Random:
     return Untouched(0) if number == "whole" else random.Random(f"0/{name}/{number}")
 
 
-def verdict(kind: Kind, guard: Guard, place: str) -> str:
+def verdict(kind: Kind, guard: Guard, place: Path) -> str:
     try:
-        with guard(Path(place)), silent():
+        with guard(place), silent():
             kind.read()
     except SeamError:
         return "refused"
@@ -763,9 +771,8 @@ def verdict(kind: Kind, guard: Guard, place: str) -> str:
 
 def fill(folder: Path, name: str, guard: Guard) -> None:
     """Keep a whole file of a kind and the first six others, at most four of a verdict and 20 kB each."""
-    with tempfile.TemporaryDirectory(prefix="seam-fuzz-") as place:
-        os.chdir(place)
-        kind, kept = KINDS[name](Path(place)), {"taken": 0, "refused": 0}
+    kept = {"taken": 0, "refused": 0}
+    with made(name) as (kind, place):
         for number in ("whole", *map(str, range(60))):
             path = kind.write(draw_of(name, number))
             if path.is_symlink() or not path.is_file() or path.stat().st_size > 20_000 or sum(kept.values()) == 7:
@@ -775,18 +782,14 @@ def fill(folder: Path, name: str, guard: Guard) -> None:
                 kept[said] += 1
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 (folder / name / f"{said}-{number}{path.suffix}").write_bytes(data)
-        os.chdir(ROOT)
 
 
 def replay(folder: Path, name: str, guard: Guard) -> Iterator[tuple[str, str]]:
     """(file, verdict) of the files of a kind: each takes the place of the input of its number."""
-    with tempfile.TemporaryDirectory(prefix="seam-fuzz-") as place:
-        os.chdir(place)
-        kind = KINDS[name](Path(place))
+    with made(name) as (kind, place):
         for path in sorted((folder / name).iterdir()):
             kind.write(draw_of(name, path.stem.split("-")[1])).write_bytes(path.read_bytes())
             yield f"{name}/{path.name}", verdict(kind, guard, place)
-        os.chdir(ROOT)
 
 
 def limit_memory() -> None:

@@ -75,7 +75,7 @@ def brute_force(model, given, widths=BITS, share=1e-3):
     return result
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "beit_base_patch16_224"])
+@pytest.mark.parametrize("name", ["test_resnet", "resnet10t", "beit_base_patch16_224"])
 def test_equals_brute_force(name):
     torch.manual_seed(0)
     model = whole(create(name) if name in MODELS else build(Model(name=name), 10, 3))
