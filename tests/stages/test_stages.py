@@ -25,6 +25,7 @@ from seam.stages.finetune import finetune
 from seam.stages.pretrain import pretrain
 from seam.stages.sample import sample
 from seam.stages.search import search
+from seam.stages.target import quantized, set_steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,6 +188,18 @@ def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_pat
     hits = io.read_json(tmp_path / "evaluate/hits.json")
     for key in ("top1", "calibrated_top1"):
         assert 100 * unpack(hits[key], 359).mean() == pytest.approx(metrics[key], abs=1e-4)
+
+
+def test_finetuning_begins_with_steps_that_fit_the_images(quick, tmp_path):
+    weights, job, cpu = pretrained(quick), Job("resnet", "uniform", "w3a3", 0), torch.device("cpu")
+    sample(quick, "resnet", "uniform", weights, tmp_path / "proxy")
+    search(quick, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    finetune(quick, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+    start = quantized(quick, "resnet", weights, tmp_path / "search/policy.json", cpu)
+    set_steps(start, quick.finetune.seed, cpu)
+    tuned = io.load_tensors(tmp_path / "finetune/model.safetensors")
+    steps = {name: value for name, value in start.network.state_dict().items() if name.endswith("log_step")}
+    assert steps and all((tuned[name] - value).abs().max() < 1 for name, value in steps.items())  # a factor of e
 
 
 def test_the_level_of_calibration_concerns_the_policy_before_finetuning(quick, tmp_path, monkeypatch):
