@@ -9,7 +9,6 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -186,19 +185,18 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict as safetensors, atomically. Shared and non-contiguous tensors are copied."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    def write(temporary: Path) -> None:
-        try:
-            save_file(own, str(temporary), metadata=dict(metadata or {}))
-        except SafetensorError as error:
-            if code := re.search(r"os error (\d+)", str(error)):  # a full disk, a quota: as all other writers say it
-                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-            raise
-
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, write)
+    write_atomic(path, lambda temporary: write_tensors(temporary, own, dict(metadata or {})))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    """Write contiguous tensors on the CPU as safetensors to `path` itself.
+
+    Not by safetensors' `save_file`: that goes by a temporary file with a name of its own, which a kill would leave.
+    """
+    from safetensors.torch import save
+
+    path.write_bytes(save(dict(tensors), metadata))
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:

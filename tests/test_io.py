@@ -135,6 +135,15 @@ def test_tensors_round_trip_and_corruption_is_named(tmp_path):
         io.load_tensors(path)
 
 
+def test_tensors_are_written_to_the_file_itself(tmp_path):
+    """safetensors' own `save_file` makes a file beside it, which a kill leaves there under a name of its own."""
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    number = path.stat().st_ino
+    io.write_tensors(path, {"a": torch.ones(2)}, {"format": "pt"})
+    assert path.stat().st_ino == number and torch.equal(io.load_tensors(path)["a"], torch.ones(2))
+
+
 def test_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"seam")
     assert io.sha256(tmp_path / "x") == hashlib.sha256(b"seam").hexdigest()

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from seam.errors import SeamError
-from seam.io import temporary_prefix, write_atomic
+from seam.io import temporary_prefix, write_atomic, write_tensors
 from seam.runtime.meter import Meter
 
 _FORMAT = "seam checkpoint 1"
@@ -70,7 +69,7 @@ class Checkpoints:
             return False
 
         def write(temporary: Path) -> None:
-            save_file(tensors, str(temporary), {"format": _FORMAT, "state": state, "sha256": _digest(tensors, state)})
+            write_tensors(temporary, tensors, {"format": _FORMAT, "state": state, "sha256": _digest(tensors, state)})
             if self.path.exists():
                 self.path.replace(self.previous)
 
@@ -78,7 +77,7 @@ class Checkpoints:
         try:
             write_atomic(self.path, write)
             return True
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             if not self._warned:
                 _warn(f"{self.path}: cannot write the checkpoint ({_line(error)}); going on without")
             self._warned = True
