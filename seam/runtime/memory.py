@@ -13,7 +13,7 @@ def exhausted(error: BaseException) -> str:
     """What ran out, if an error says that memory did; else "". A loader's process that was killed counts: the system
     kills the largest process first."""
     text = " ".join(str(error).split())
-    if "DataLoader worker" in text or isinstance(error, ConnectionError):  # the pipe from it was cut
+    if "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError):  # the pipe from it was cut
         return "a process that reads images was killed, most often because memory ran out"
     if isinstance(error, MemoryError) or any(sign in text for sign in _SIGNS):
         return "out of memory"
@@ -25,7 +25,7 @@ def enough_memory(label: str, key: str, batch_size: int) -> Iterator[None]:
     """Within the context an error that says that memory ran out becomes a SeamError that says which `key` to lower."""
     try:
         yield
-    except (RuntimeError, MemoryError, ConnectionError) as error:
+    except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
         if not (what := exhausted(error)):
             raise
         raise SeamError(

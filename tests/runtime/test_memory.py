@@ -1,5 +1,6 @@
 """Memory that runs out, as torch, numpy and Python really say it."""
 
+import multiprocessing
 import subprocess
 import sys
 
@@ -46,6 +47,15 @@ def test_what_libraries_say_is_understood(ask):
     named = pytest.raises(SeamError, match=r"^job: out of memory; lower x.batch_size \(now 9\), e.g. to 4$")
     with named, enough_memory("job", "x.batch_size", 9):
         ask()
+
+
+@pytest.mark.parametrize("act", [lambda pipe: pipe.recv(), lambda pipe: pipe.send(1)], ids=["EOF", "broken pipe"])
+def test_a_pipe_that_was_cut_is_a_reader_that_was_killed(act):
+    """Which of its errors a killed loader process causes is a matter of chance."""
+    ours, its = multiprocessing.Pipe()
+    its.close()
+    with pytest.raises(SeamError, match="^job: a process that reads images was killed"), enough_memory("job", "n", 2):
+        act(ours)
 
 
 def test_other_errors_stay_what_they_are():
