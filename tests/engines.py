@@ -1,11 +1,9 @@
 """Both engines' fully expanded graphs, as the engines themselves resolve them, in one common form.
 
-`expand("snakemake", root)` starts `python engines.py snakemake` there, since both engines keep global state: one
-process an expansion keeps the tests apart.
+`expand("snakemake", root)` asks the engine in a process of its own, since both keep global state.
 """
 
 import itertools
-import json
 import os
 import shlex
 import shutil
@@ -65,7 +63,9 @@ def expand(engine: str, root: Path, params: str = "params.yaml") -> dict[str, di
 
     A command is the list of its words as a shell takes them apart: the engines quote in different ways.
     """
-    return json.loads(run(root, sys.executable, __file__, engine, params).stdout.splitlines()[-1])
+    from forked import call  # which needs `environment`
+
+    return call(_snakemake if engine == "snakemake" else _dvc, params, cwd=root)
 
 
 def name_of(command: list[str]) -> str:
@@ -101,7 +101,7 @@ def _snakemake(params: str) -> dict[str, dict]:
     return jobs
 
 
-def _dvc() -> dict[str, dict]:
+def _dvc(_: str) -> dict[str, dict]:
     import networkx
     from dvc.repo import Repo
 
@@ -121,7 +121,3 @@ def _dvc() -> dict[str, dict]:
             for stage in repo.index.stages
             for command in [shlex.split(stage.cmd)]
         }
-
-
-if __name__ == "__main__":
-    print(json.dumps(_dvc() if sys.argv[1] == "dvc" else _snakemake(sys.argv[2])))

@@ -28,19 +28,18 @@ from seam.quant.quantizer import Quantizer, weight_quantizer
 
 CPU = torch.device("cpu")
 MODELS = {  # name: options
-    "resnet18": {},
     "mobilenetv3_small_050": {},
     "test_efficientnet": {"act_layer": nn.ReLU6},
     "test_nfnet": {},
     "test_convnext": {},
     "vit_tiny_patch16_224": {"img_size": 32, "depth": 2},
     # A parent applies the weights of qkv itself.
-    "beit_base_patch16_224": {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3},
+    "beit_base_patch16_224": {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 3},
     # Has layers that read a table, not the image.
     "swinv2_tiny_window8_256": {
         "img_size": 32,
         "window_size": 4,
-        "depths": (2, 2),
+        "depths": (2, 1),
         "embed_dim": 24,
         "num_heads": (2, 4),
     },
@@ -101,7 +100,7 @@ def trained(name):
     torch.manual_seed(0)
     size, epochs, options = {
         "test_resnet": (16, 4, {}),
-        "test_vit": (32, 8, {"img_size": 32, "patch_size": 8}),
+        "test_vit": (32, 8, {"img_size": 32, "patch_size": 8, "depth": 2}),
     }[name]
     model = timm.create_model(name, num_classes=10, in_chans=1, **options)
     x, y = digits(size, last=1197)

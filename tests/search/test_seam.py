@@ -52,7 +52,7 @@ def test_it_starts_at_the_jacobian_s_policy_and_moves_on(digits, trained):
         seam.preferences(problem(trained, digits, options={"start": "jacobain"}))
 
 
-@pytest.mark.parametrize("budget", ["w2a3", "w4a4", "w5a5"])
+@pytest.mark.parametrize("budget", ["w2a3", "w5a5"])
 def test_it_ends_decided_at_its_budget_with_features_nearer(budget, digits, trained):
     given = problem(trained, digits, budget=budget, epochs=4, temperature=0.1)
     seam.preferences(given)
