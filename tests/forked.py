@@ -16,6 +16,9 @@ from typing import Any
 
 from engines import REPOSITORY, environment
 
+from seam.cli import main
+from seam.training import loop
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _IMPORTED = ["torch", "timm", "torchvision.transforms.v2", "seam.cli", "seam.tool", "seam.stages.target"]
 _IMPORTED += ["snakemake.api", "dvc.repo"]
@@ -71,12 +74,8 @@ def _run(target: Callable, arguments: tuple, cwd: str, out: Path, err: Path, env
 
 def _command(words: list[str], checkpoint_seconds: float | None = None) -> None:
     if checkpoint_seconds is not None:
-        from seam.training import loop
-
         loop._CHECKPOINT_SECONDS = checkpoint_seconds
     sys.argv = ["seam", *words]
-    from seam.cli import main
-
     main()
 
 
