@@ -800,20 +800,22 @@ def limit_memory() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=9000, help="inputs in all, shared evenly by the kinds")
+    parser.add_argument(
+        "--count", type=int, help="inputs in all, shared evenly by the kinds; 9000, after a corpus none"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first input of each kind")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only these kinds")
     parser.add_argument("--csv", type=Path, help="also write the table here")
     parser.add_argument("--keep", type=Path, help="copy the inputs to this folder")
-    parser.add_argument("--corpus", type=Path, help="read the files of this folder instead; fill it if it is empty")
+    parser.add_argument("--corpus", type=Path, help="read the files of this folder first; fill it if it is empty")
     options = parser.parse_args()
     csv_path, keep = (path and path.absolute() for path in (options.csv, options.keep))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, _alarm)
     limit_memory()
-    guard, chosen, table = Guard(), options.kind or list(KINDS), []
+    guard, chosen, table, wrong = Guard(), options.kind or list(KINDS), [], []
     if options.corpus:
         folder = options.corpus.absolute()
         if not folder.exists() or not any(folder.iterdir()):
@@ -822,8 +824,10 @@ def main() -> int:
         read = [found for name in chosen for found in replay(folder, name, guard)]
         wrong = [(path, said) for path, said in read if not Path(path).name.startswith(said)]
         print(*(f"{path}: {said}" for path, said in wrong), f"{len(read)} files, {len(wrong)} not as named", sep="\n")
-        return int(bool(wrong))
-    shares: Callable[[int], int] = lambda i: (options.count + len(chosen) - 1 - i) // len(chosen)  # noqa: E731
+        if options.count is None:
+            return int(bool(wrong))
+    count = 9000 if options.count is None else options.count
+    shares: Callable[[int], int] = lambda i: (count + len(chosen) - 1 - i) // len(chosen)  # noqa: E731
     print("kind | inputs | refused | finds | seconds | slowest, ms")
     for i, name in enumerate(chosen):
         row, finds = run(name, options.seed, options.first, shares(i), guard, keep)
@@ -836,7 +840,7 @@ def main() -> int:
             writer = csv.DictWriter(file, fieldnames=list(table[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)
-    return int(any(row["finds"] for row in table))
+    return int(bool(wrong) or any(row["finds"] for row in table))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def brute_force(model, given, widths=BITS, share=1e-3):
 def test_equals_brute_force(name):
     torch.manual_seed(0)
     model = whole(create(name) if name in MODELS else build(Model(name=name), 10, 3))
-    given = problem(model, images().repeat(100, 1, 1, 1), draws=4)
+    given = problem(model, images().repeat(50, 1, 1, 1), draws=4)
     table = jacobian.preferences(given)
     weights, inputs = brute_force(model, given, BITS[:2])
     # Of E_w + E_a only differences along the bit-widths can be told apart; the first two bit-widths show them best.
