@@ -41,7 +41,7 @@ def main() -> None:
     for level in LEVELS:
         write_text(file, yaml.safe_dump(raw | {"evaluate": {**raw["evaluate"], "calibration": level}}))
         params = load_params(file)
-        folders = {job: params.results / "evaluate" / job.folder for job in params.jobs()}
+        folders = {job: Path(params.results, "evaluate", job.folder) for job in params.jobs()}
         if {(job.model, job.search, job.budget, level) for job in folders} <= done:
             continue
         snakemake = [sys.executable, "-m", "snakemake", "--cores", str(available_cores()), "--configfile", str(file)]
