@@ -12,6 +12,7 @@ from engines import copy_repository, run, snakemake, text
 from filelock import FileLock
 
 from seam.experiment.params import Params, load_params
+from seam.runtime.cores import available_cores
 
 SMOKE = "experiments/smoke.yaml"
 
@@ -19,8 +20,13 @@ SMOKE = "experiments/smoke.yaml"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# As many tests as cores run side by side (pytest-xdist); with more threads each they would wait for each other.
+# As many tests as cores and one more run side by side; with more threads each they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: there is always a test that waits, for a server or for a lock on a shared fixture."""
+    return available_cores() + 1
 
 
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
