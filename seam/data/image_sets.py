@@ -78,15 +78,19 @@ class ImageSet(ABC):
         workers: int = 0,
         channels_last: bool = True,
         skip: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> "Batches":
         """One pass over the images, as an iterable that knows its length.
 
         Each batch is (float32 [B, C, H, W], zero mean and unit variance over the training set; int64 [B]) on `device`.
         seed None keeps the order; equal seeds give the equal order and augmentation, whatever the device, the number of
         workers or the batch size. `skip` leaves out the first batches, for a resumed epoch. `workers` processes read
-        files (bounded by the cores at hand); sets in memory ignore it.
+        files (bounded by the cores at hand); sets in memory ignore it. `share` (number, of how many) gives that part of
+        each batch alone, all of one size; `batch_size` stays that of the whole.
         """
-        return Batches(self, batch_size, seed, augment, torch.device(device), drop_last, workers, channels_last, skip)
+        return Batches(
+            self, batch_size, seed, augment, torch.device(device), drop_last, workers, channels_last, skip, share
+        )
 
 
 class Draw:
@@ -105,12 +109,12 @@ class Draw:
 class Batches:
     """Iterable over one epoch of an `ImageSet`; iterating again gives the same epoch again."""
 
-    def __init__(self, images, batch_size, seed, augment, device, drop_last, workers, channels_last, skip=0):
+    def __init__(self, images, batch_size, seed, augment, device, drop_last, workers, channels_last, skip, share):
         if batch_size < 1:
             raise SeamError(f"batch_size must be at least 1 (found {batch_size})")
         self.images, self.batch_size, self.seed, self.augment = images, batch_size, seed, augment
         self.device, self.drop_last, self.workers, self.channels_last = device, drop_last, workers, channels_last
-        self.skip = skip
+        self.skip, self.share = skip, share
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
@@ -120,6 +124,9 @@ class Batches:
         count, size = len(self.images), self.batch_size
         draw = Draw(count, self.seed, self.augment)
         spans = [(i * size, min((i + 1) * size, count)) for i in range(self.skip, self.skip + len(self))]
+        number, parts = self.share
+        widths = [(start, (stop - start) // parts) for start, stop in spans]
+        spans = [(start + number * width, start + (number + 1) * width) for start, width in widths]
         labels = self.images.labels[draw.order].to(self.device)
         mean = torch.tensor(self.images.mean, device=self.device) * 255
         scale = 1 / (torch.tensor(self.images.std, device=self.device) * 255).clamp_min(1e-6)

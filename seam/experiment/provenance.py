@@ -16,6 +16,7 @@ from seam import io
 from seam.errors import SeamError
 from seam.experiment.graph import Node, nodes
 from seam.experiment.params import STAGE_KEYS, Job, Params
+from seam.runtime.distributed import rank
 from seam.settings import Alias, Shape, check_shape
 
 ABANDONED = 3600  # seconds after which an unfinished folder of outputs is a killed job's, where locks cannot tell
@@ -98,7 +99,12 @@ def writing(
 
     What fails on the way (a full disk) leaves what was there before, or nothing. Since the provenance is moved first, a
     job killed between two moves leaves no output that could pass for the user's own. Arguments as of `record`.
+    Of the processes of a job the first one writes; what others do in the block is thrown away.
     """
+    if rank():
+        with tempfile.TemporaryDirectory() as aside:
+            yield Path(aside)
+        return
     outputs = [Path(output) for output in outputs]
     target = Path(path) if path else outputs[0].with_name("provenance.json")
     for place in (target, *outputs):

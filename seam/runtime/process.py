@@ -15,6 +15,7 @@ import numpy as np
 
 from seam.errors import SeamError, shown
 from seam.runtime.cores import available_cores
+from seam.runtime.distributed import join
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 def set_up(device: str, threads: int, seed: int) -> torch.device:
     """Fix threads, seeds and the device of this process; returns the device.
+
+    Where torchrun started several processes, they are one job from here on (`seam.runtime.distributed`).
 
     Args:
         device: "auto" (CUDA if there is one, else the CPU), or a torch device such as "cpu" or "cuda:1".
@@ -42,11 +45,11 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     # All memory is written before it is read here; torch would first fill each new tensor with NaN, to show where not.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return join(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         probe = torch.zeros(1, device=device)
         probe.item()  # 'meta' and the like hold no numbers
-        return probe.device
+        return join(probe.device)
     except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SeamError(f"device: '{device}' cannot be used here ({reason}); use auto or cpu") from None

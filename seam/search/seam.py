@@ -29,6 +29,7 @@ from seam.errors import unknown
 from seam.models.features import capture_features, feature_count
 from seam.quant.fused_activations import clamp_in_quantizers
 from seam.quant.mixture import Mixture
+from seam.runtime.distributed import processes
 from seam.runtime.progress import phase
 from seam.search import jacobian
 from seam.search.problem import Problem, solve
@@ -62,7 +63,7 @@ def preferences(problem: Problem) -> np.ndarray:
         net(x)
         with torch.no_grad():
             full(x)
-        problem.meter.forwards += len(x)
+        problem.meter.forwards += len(x) * processes()
         moved = (F.normalize(kept[-1].float(), dim=1) - F.normalize(wanted[-1].float(), dim=1)).square().sum(1).mean()
         lost = F.relu(margins[0](kept[-1], y) - margins[1](wanted[-1], y))
         spent, excess = net.excess(problem.budgets)

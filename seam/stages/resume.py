@@ -9,6 +9,7 @@ from typing import Any
 
 from seam import io
 from seam.experiment.params import Params
+from seam.runtime.distributed import rank
 
 
 def resume_file(params: Params, stage: str, job: Mapping[str, Any], inputs: Iterable[Path]) -> Path:
@@ -22,6 +23,8 @@ def resume_file(params: Params, stage: str, job: Mapping[str, Any], inputs: Iter
 
 def forget(resume: Path) -> None:
     """Delete the checkpoints of a finished job, and what kills in the middle of writing one have left."""
+    if rank():
+        return
     with contextlib.suppress(OSError):  # the job is done, whatever becomes of them
         for path in resume.parent.iterdir():
             if path.name.lstrip(".").startswith(resume.stem.lstrip(".")):

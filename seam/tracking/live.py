@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from seam.experiment.params import Job, Params
+from seam.runtime.distributed import rank
 from seam.runtime.meter import Meter
 from seam.tracking.store import JOB, LIVE, STATE, Store, experiment, is_server, quiet, uri
 
@@ -35,7 +36,7 @@ class Live:
     def __init__(self, params: Params, job: Job, stage: str, every: float = 5.0):
         """every: least seconds between two requests."""
         self._sender: _Sender | None = None
-        if is_server(place := uri(params)):
+        if is_server(place := uri(params)) and not rank():
             quiet()
             # Here rather than in the thread, where it would compete with the training:
             import mlflow.tracking  # noqa: F401

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from seam.errors import SeamError
 from seam.io import temporary_prefix, write_atomic, write_tensors
+from seam.runtime.distributed import rank
 from seam.runtime.meter import Meter
 
 _FORMAT = "seam checkpoint 1"
@@ -61,12 +62,18 @@ class Checkpoints:
         self.path, self._warned = path, False
         if path is not None:
             self.previous = path.with_name(f"{path.stem}.previous{path.suffix}")
-            self._clean()
+            if not rank():
+                self._clean()
 
     def save(self, run: Run) -> bool:
-        """Write a checkpoint; whether it worked. A disk that is full or read-only is no reason to end a training."""
+        """Write a checkpoint; whether it worked. A disk that is full or read-only is no reason to end a training.
+
+        Of several processes the first one writes, and all go on from it.
+        """
         if self.path is None:
             return False
+        if rank():
+            return True
 
         def write(temporary: Path) -> None:
             write_tensors(temporary, tensors, {"format": _FORMAT, "state": state, "sha256": _digest(tensors, state)})

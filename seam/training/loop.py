@@ -10,6 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from seam.errors import SeamError
+from seam.runtime.distributed import (
+    average_gradients,
+    averages,
+    greatest,
+    processes,
+    rank,
+    start_alike,
+    synchronized_batch_norm,
+)
 from seam.runtime.memory import enough_memory
 from seam.runtime.meter import Meter
 from seam.runtime.process import loader_workers
@@ -60,13 +69,18 @@ def fit(
         frozen: parts of the module that stay in evaluation mode: BatchNorm keeps its statistics, dropout is off.
         section: of the parameters that the settings are in, for messages.
 
+    In several processes (`seam.runtime.distributed`) `batch_size` is that of all; each computes its share of a batch.
+
     Raises:
         SeamError: the training diverged, or memory ran out (the last checkpoint stays as it was); batches are too
             small for BatchNorm; or the checkpoint is another model's, or one's on images of another size.
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT ended it.
     """
     groups = [group for group in groups if group.params]
-    batch_size = min(batch_size, len(images))
+    key = f"{section + '.' * bool(section)}batch_size"
+    if batch_size % (shares := processes()):
+        raise SeamError(f"{key}: must be a multiple of the {shares} processes that share a batch (found {batch_size})")
+    batch_size = min(batch_size, len(images) // shares * shares)
     steps_per_epoch = len(images) // batch_size  # the last, smaller batch is left out: BatchNorm needs full ones
     total = min(epochs * steps_per_epoch, steps or math.inf)
     every = max(1, steps_per_epoch // _ROWS_PER_EPOCH)
@@ -74,6 +88,7 @@ def fit(
     checkpoints = Checkpoints(resume)
     infinite = set(infinite_tensors(module))  # as it was given; masks of attention, say
     checkpoints.restore(run)
+    start_alike(module)
     last_saved = time.monotonic()
     module.train()
     for part in frozen:
@@ -92,19 +107,28 @@ def fit(
                 drop_last=True,
                 workers=loader_workers(device),
                 skip=skip,
+                share=(rank(), shares),
             )
             try:
                 for position, (x, y) in enumerate(loader, start=skip):
-                    if stop.signum is not None or epoch * steps_per_epoch + position == total:
+                    if ended() or epoch * steps_per_epoch + position == total:
                         return
                     if position == skip > 0:
                         run.continue_random()
                     yield epoch, position, x, y
-                    if stop.signum is not None:
+                    if ended():
                         return
             except Exception:
                 if stop.signum is None:  # else the loader's processes got the signal too
                     raise
+
+    def ended() -> bool:
+        """Whether a signal ends the training here; several processes must do so after the same step."""
+        return (stop.signum if shares == 1 else agreed["signum"]) is not None
+
+    def agree() -> None:
+        if shares > 1 and (signum := greatest(stop.signum or 0, device)):
+            stop.signum = agreed["signum"] = signum
 
     def forward(x: Tensor, y: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         try:
@@ -124,10 +148,10 @@ def fit(
         # Weights may lose their finite values one step before the loss does; what is kept is good to go on from.
         return not set(infinite_tensors(module)) - infinite and checkpoints.save(run)
 
+    agreed: dict[str, int | None] = {"signum": None}
     losses: list[Tensor] = []  # of the steps since the last row
     notes: dict[str, float] = {}  # of the last row, for whoever waits
-    key = f"{section + '.' * bool(section)}batch_size"
-    with enough_memory(label, key, batch_size), meter.part("train"), Stop() as stop:
+    with enough_memory(label, key, batch_size), meter.part("train"), synchronized_batch_norm(), Stop() as stop:
         for epoch, position, x, y in progress(batches(), total - run.step, label, notes):
             done = run.step / total
             for group, optimizer in zip(groups, run.optimizers, strict=True):
@@ -135,24 +159,27 @@ def fit(
                     entry["lr"] = group.lr * group.scale(done)
                 optimizer.zero_grad(set_to_none=True)
             value, logs = forward(x, y, done)
-            items = {"loss": value.detach(), **{name: item.detach() for name, item in logs.items()}}
+            items = averages({"loss": value.detach(), **{name: item.detach() for name, item in logs.items()}})
             losses.append(items["loss"])
             # Reading a value waits for all that a GPU was given to do: there once a row, which waits anyway, not once a
             # step. A training that diverges there takes the rest of its row in vain; on a CPU it stops at once.
-            if device_type == "cpu" and not torch.isfinite(value):
+            if device_type == "cpu" and not torch.isfinite(items["loss"]):
                 layer = first_infinite_layer(module, lambda: forward(x, y, done))  # noqa: B023 (called at once)
                 raise error(not_finite({k: float(v) for k, v in items.items()}), run.step + 1, layer)
             value.backward()
+            average_gradients(p for group in groups for p in group.params)
             if clip_norm is not None:
                 nn.utils.clip_grad_norm_(groups[0].params, clip_norm)
             for optimizer in run.optimizers:
                 optimizer.step()
             run.step += 1
             meter.steps += 1
-            meter.look(len(y), forwards=3)
+            meter.look(len(y) * shares, forwards=3)
             run.count += 1
             for name, item in items.items():
                 run.sums[name] = run.sums.get(name, 0) + item
+            if device_type == "cpu":
+                agree()
             if (position + 1) % every and position + 1 < steps_per_epoch and run.step < total:
                 continue
             means = {name: float(item) / run.count for name, item in run.sums.items()}  # the only wait for the device
@@ -169,11 +196,13 @@ def fit(
             if "budget" in means:
                 notes["cost / budget"] = means["budget"]
             run.sums, run.count = {}, 0
+            if device_type != "cpu":
+                agree()
             losses.clear()
             if resume is not None and time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
                 save()
                 last_saved = time.monotonic()
-        if stop.signum is not None:
+        if ended():
             kept = "the same command goes on from there" if save() else "no checkpoint of it was written"
             stop.leave(f"stopped at step {run.step}; {kept}")
         if wrong := [name for name in infinite_tensors(module) if name not in infinite]:

@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from seam.runtime.distributed import rank
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _process: dict[str, Any] = {"seconds": None}  # of `exit_within`
 
@@ -60,7 +62,7 @@ class Stop:
 
     def _say(self) -> None:
         line, self._line = self._line, ""
-        if line:
+        if line and not rank():
             print(f"seam: {line}", file=sys.stderr, flush=True)
 
     def leave(self, line: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seam.models.find import total_macs
 from seam.models.padding_taps import without_unreached_taps
 from seam.quant.fused_activations import clamp_in_quantizers
+from seam.runtime.distributed import processes
 from seam.runtime.meter import Meter
 from seam.settings import Finetune, Training
 from seam.training.loop import Loss, fit
@@ -34,7 +35,7 @@ def distilled(model: nn.Module, teacher: nn.Module, share: float, smoothing: flo
     def loss(x: Tensor, y: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             wanted = F.log_softmax(teacher(x).float(), dim=1)
-        meter.forwards += len(x)
+        meter.forwards += len(x) * processes()
         logits = model(x)
         moved = F.kl_div(F.log_softmax(logits.float(), dim=1), wanted, reduction="batchmean", log_target=True)
         labelled = F.cross_entropy(logits, y, label_smoothing=smoothing)

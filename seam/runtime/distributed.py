@@ -1,0 +1,128 @@
+"""Data-parallel training: one job in several processes, started by torchrun, that each take a share of every batch.
+
+What a step makes of a whole batch is made of all shares: gradients, logged scalars, class means, BatchNorm's
+statistics. So a job ends alike in one process and in several, up to the order in which numbers are added. Each process
+holds the whole network; the first alone writes and speaks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from seam.runtime.progress import be_quiet
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+def processes() -> int:
+    """How many processes share the work of this job."""
+    distributed = _distributed()
+    return distributed.get_world_size() if distributed else 1
+
+
+def rank() -> int:
+    """The number of this process among those of its job, from 0; 0 is the one that writes and speaks."""
+    distributed = _distributed()
+    return distributed.get_rank() if distributed else int(os.environ.get("RANK", "0"))
+
+
+def _distributed() -> Any:
+    """torch.distributed, where this process has joined others."""
+    module = sys.modules.get("torch.distributed")
+    return module if module is not None and module.is_available() and module.is_initialized() else None
+
+
+def join(device: torch.device) -> torch.device:
+    """Join the other processes of the job, if torchrun started any; returns this one's device (its own GPU)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _distributed():
+        return device
+    import torch
+
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(torch.distributed.destroy_process_group)
+    if rank():
+        be_quiet()
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    return device
+
+
+def average(x: Tensor) -> Tensor:
+    """The mean of a tensor over the processes; gradients flow to all of them."""
+    return total(x) / count if (count := processes()) > 1 else x
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum of a tensor over the processes; gradients flow to all of them."""
+    if processes() == 1:
+        return x
+    from seam.runtime.collectives import Total
+
+    return Total.apply(x)
+
+
+def averages(items: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The means of scalars over the processes, without gradients."""
+    if processes() == 1:
+        return dict(items)
+    import torch
+
+    values = torch.stack([item.detach().float() for item in items.values()])
+    torch.distributed.all_reduce(values)
+    return dict(zip(items, values / processes(), strict=True))
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give parameters the mean of their gradients over the processes: of shares' means that of the whole batch."""
+    if processes() == 1:
+        return
+    import torch
+
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= processes()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
+
+
+def greatest(number: int, device: torch.device) -> int:
+    """The greatest of an integer over the processes."""
+    if processes() == 1:
+        return number
+    import torch
+
+    value = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return int(value)
+
+
+def start_alike(module: nn.Module) -> None:
+    """Give all processes the first one's parameters and buffers."""
+    if processes() == 1:
+        return
+    import torch
+
+    for value in module.state_dict().values():
+        torch.distributed.broadcast(value, 0)
+
+
+def synchronized_batch_norm() -> AbstractContextManager:
+    """Within the context BatchNorm's statistics of a batch are those of all processes' shares.
+
+    torch's own SyncBatchNorm is for GPUs alone, and would take the place of timm's modules.
+    """
+    if processes() == 1:
+        return nullcontext()
+    from seam.runtime.collectives import SynchronizedBatchNorm
+
+    return SynchronizedBatchNorm()

@@ -1,0 +1,116 @@
+"""A job in several processes, which torchrun starts, is the job in one."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from engines import REPOSITORY, environment
+from forked import call, seam
+from shared_jobs import jobs
+
+from seam.experiment.params import Job, load_params
+from seam.stages.fetch import fetch
+from seam.stages.pretrain import pretrain
+from seam.stages.sample import sample
+from seam.stages.search import search
+
+TESTS = REPOSITORY / "tests"
+JOB = ("--model", "resnet", "--search", "seam-subset", "--budget", "w3a3", "--seed", "0")
+
+
+def start(count: int, *command: str, cwd: Path = REPOSITORY) -> subprocess.Popen:
+    """A Python program under torchrun, on a free port that it chooses."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environ = environment(REPOSITORY) | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*torchrun, *command], cwd=cwd, env=environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def in_processes(count: int, *command: str, cwd: Path = REPOSITORY) -> str:
+    """Run it to its end; what it printed."""
+    process = start(count, *command, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    return out
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """(results of one process, those of each of two)"""
+    alone, shared = (tmp_path_factory.mktemp(name) for name in ("alone", "shared"))
+    script = str(TESTS / "shared_jobs.py")
+    in_processes(2, script, str(shared))
+    return call(jobs, str(alone), cwd=alone), [json.loads((shared / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(both):
+    named = "search.batch_size: must be a multiple of the 2 processes that share a batch (found 31)"
+    assert both[1][0]["odd"] == named
+
+
+@pytest.mark.parametrize("job", ["pretrain", "joint", "seam"])
+def test_two_processes_end_as_one_does(both, job):
+    one, several = both[0][job], [result[job] for result in both[1]]
+    assert several[0] == several[1]
+    assert several[0]["counts"] == one["counts"]
+    # Adam makes a whole step of a gradient that is nothing but last digits, and integers of weights tip over: what the
+    # joint search ends with is another matter of chance, what its first two steps see is not.
+    assert several[0]["policy"] == one["policy"] or job == "joint"
+    assert several[0]["weights"] == pytest.approx(one["weights"], rel=1e-4)
+    assert len(several[0]["history"]) == len(one["history"]) >= 2
+    for found, row in zip(several[0]["history"], one["history"], strict=True):
+        assert found == pytest.approx(row, rel=1e-3, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a trained network, a proxy, and a policy searched in one process."""
+    root = tmp_path_factory.mktemp("place")
+    raw = yaml.safe_load((REPOSITORY / "experiments/smoke.yaml").read_text())
+    raw["results"] = "results"
+    raw["searches"]["seam-subset"] |= {"epochs": 4}
+    (root / "params.yaml").write_text(yaml.safe_dump(raw))
+    with contextlib.chdir(root):
+        params, weights = load_params("params.yaml"), Path("pretrain/fp.safetensors")
+        fetch(params, Path("manifest"))
+        pretrain(params, "resnet", Path("manifest/manifest.json"), weights.parent)
+        sample(params, "resnet", "seam-subset", weights, Path("proxy"))
+        search(params, Job("resnet", "seam-subset", "w3a3", 0), weights, Path("proxy/proxy.json"), Path("alone"))
+    return root
+
+
+def command(out: str) -> list[str]:
+    inputs = ("--weights", "pretrain/fp.safetensors", "--proxy", "proxy/proxy.json")
+    return [str(TESTS / "shared_stage.py"), "search", "--params", "params.yaml", *JOB, *inputs, "--out", out]
+
+
+def bits(folder: Path) -> list:
+    return json.loads((folder / "policy.json").read_text())["layers"]
+
+
+def test_one_of_the_processes_writes_and_speaks(place):
+    assert len(in_processes(2, *command("shared"), cwd=place).splitlines()) == 1
+    assert bits(place / "shared") == bits(place / "alone")
+    assert {path.name for path in (place / "shared").iterdir()} == {path.name for path in (place / "alone").iterdir()}
+    cost, alone = (json.loads((place / name / "cost.json").read_text()) for name in ("shared", "alone"))
+    assert all(cost[key] == alone[key] for key in ("images", "steps", "epochs", "image_macs"))
+    assert not list((place / "results/.resume").iterdir())
+
+
+def test_a_signal_ends_all_at_one_step_and_one_process_goes_on_from_there(place):
+    process, resume = start(2, *command("again"), cwd=place), place / "results/.resume"
+    while process.poll() is None and not list(resume.glob("*.safetensors")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and err.count("seam: stopped at step ") == 1, err
+    assert not (place / "again").exists()
+    done = seam(*command("again")[1:], cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert bits(place / "again") == bits(place / "alone")
