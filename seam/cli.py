@@ -62,9 +62,10 @@ def _options(
 
 
 def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str = ""):
-    """Read the parameters, check the aliases, and keep this process to the stage's threads."""
+    """Read the parameters, check the aliases, and keep this process to the stage's threads, or start several."""
     from seam.experiment.params import load_params
     from seam.runtime.cores import limit_threads
+    from seam.runtime.distributed import start_processes
 
     params = load_params(path)
     if model:
@@ -81,6 +82,12 @@ def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str
         "evaluate": lambda: params.evaluate.threads,
     }
     limit_threads(threads.get(stage, lambda: 1)())
+    processes = {
+        "pretrain": lambda: params.pretrain.processes,
+        "search": lambda: params.settings(search).processes if params.proxy(search) is not None else 1,
+        "finetune": lambda: params.finetune.processes,
+    }
+    start_processes(processes.get(stage, lambda: 1)())
     return params
 
 

@@ -122,7 +122,8 @@ class Training(_Frozen):
     augment: bool = True  # crops, and mirrored images where these show the same class
     images: Count | None = None  # a fixed class-balanced subset of the target's training images; None: all
     seed: Seed = 0  # of weights and of the order of images
-    threads: Count = 2  # of a job
+    threads: Count = 2  # of a process of a job
+    processes: Count = 1  # of a job, which share each batch; on GPUs each has one of its own
 
 
 class Finetune(Training):
@@ -159,7 +160,8 @@ class SearchSettings(_Frozen):
     spend: Share = 0.97  # least share of the budget that a policy uses
     calibration_images: Count = 512  # that steps are set from, and that sensitivity looks at
     augment: bool = False  # as in training
-    threads: Count = 2  # of a job
+    threads: Count = 2  # of a process of a job
+    processes: Count = 1  # of a job, which share each batch, for methods that train; on GPUs each has one of its own
     kernels: Literal["auto", "compiled", "eager"] = "auto"  # of quantizers and mixtures
     options: dict[str, Any] = {}  # a method's own settings (its file says which)
 

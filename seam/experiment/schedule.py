@@ -26,7 +26,8 @@ def slots(threads: int, given: int | None) -> int:
 
 def search_slots(params: Params, search: str, given: int | None) -> int:
     """`slots` of a search: one that sees no data needs no more than one thread."""
-    return slots(1 if params.proxy(search) is None else params.settings(search).threads, given)
+    settings = params.settings(search)
+    return slots(1 if params.proxy(search) is None else settings.threads * settings.processes, given)
 
 
 def priority(params: Params, stage: str, job: Mapping[str, str]) -> int:

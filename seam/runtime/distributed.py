@@ -39,6 +39,13 @@ def _distributed() -> Any:
     return module if module is not None and module.is_available() and module.is_initialized() else None
 
 
+def start_processes(count: int) -> None:
+    """Begin this command anew in `count` processes, under torchrun; do nothing if there is one, or they are there."""
+    if count > 1 and "WORLD_SIZE" not in os.environ:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        os.execv(sys.executable, [sys.executable, *torchrun, "-m", "seam", *sys.argv[1:]])
+
+
 def join(device: torch.device) -> torch.device:
     """Join the other processes of the job, if torchrun started any; returns this one's device (its own GPU)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _distributed():

@@ -32,6 +32,12 @@ def test_no_more_threads_run_than_there_are_cores(monkeypatch, real, given, thre
     assert at_once == 1 or at_once * threads <= real
 
 
+def test_a_search_in_several_processes_takes_the_cores_of_all():
+    raw = yaml.safe_load(DEFAULT.read_text())
+    raw["searches"]["direct"] |= {"threads": 3, "processes": 4}
+    assert schedule.search_slots(parse_params(raw), "direct", None) == 12
+
+
 def test_a_cluster_gives_a_job_what_it_asks_for(monkeypatch):
     monkeypatch.setattr(schedule, "available_cores", lambda: 1)
     assert schedule.slots(16, None) == 16

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engines import REPOSITORY, environment
+from engines import REPOSITORY, environment, run
 from forked import call, seam
 from shared_jobs import jobs
 
@@ -32,20 +33,14 @@ def start(count: int, *command: str, cwd: Path = REPOSITORY) -> subprocess.Popen
     return subprocess.Popen([*torchrun, *command], cwd=cwd, env=environ, stdout=pipe, stderr=pipe, text=True)
 
 
-def in_processes(count: int, *command: str, cwd: Path = REPOSITORY) -> str:
-    """Run it to its end; what it printed."""
-    process = start(count, *command, cwd=cwd)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    return out
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """(results of one process, those of each of two)"""
     alone, shared = (tmp_path_factory.mktemp(name) for name in ("alone", "shared"))
     script = str(TESTS / "shared_jobs.py")
-    in_processes(2, script, str(shared))
+    process = start(2, script, str(shared))
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     return call(jobs, str(alone), cwd=alone), [json.loads((shared / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -76,6 +71,8 @@ def place(tmp_path_factory):
     raw["results"] = "results"
     raw["searches"]["seam-subset"] |= {"epochs": 4}
     (root / "params.yaml").write_text(yaml.safe_dump(raw))
+    raw["searches"]["seam-subset"]["processes"] = 2
+    (root / "two.yaml").write_text(yaml.safe_dump(raw))
     with contextlib.chdir(root):
         params, weights = load_params("params.yaml"), Path("pretrain/fp.safetensors")
         fetch(params, Path("manifest"))
@@ -85,17 +82,18 @@ def place(tmp_path_factory):
     return root
 
 
-def command(out: str) -> list[str]:
+def command(out: str, params: str = "params.yaml") -> list[str]:
     inputs = ("--weights", "pretrain/fp.safetensors", "--proxy", "proxy/proxy.json")
-    return [str(TESTS / "shared_stage.py"), "search", "--params", "params.yaml", *JOB, *inputs, "--out", out]
+    return ["search", "--params", params, *JOB, *inputs, "--out", out]
 
 
 def bits(folder: Path) -> list:
     return json.loads((folder / "policy.json").read_text())["layers"]
 
 
-def test_one_of_the_processes_writes_and_speaks(place):
-    assert len(in_processes(2, *command("shared"), cwd=place).splitlines()) == 1
+def test_parameters_say_how_many_and_one_of_them_writes_and_speaks(place):
+    done = run(place, sys.executable, "-m", "seam", *command("shared", "two.yaml"))
+    assert re.fullmatch("search: resnet-seam-subset-w3a3-0, .*\n", done.stdout)
     assert bits(place / "shared") == bits(place / "alone")
     assert {path.name for path in (place / "shared").iterdir()} == {path.name for path in (place / "alone").iterdir()}
     cost, alone = (json.loads((place / name / "cost.json").read_text()) for name in ("shared", "alone"))
@@ -104,13 +102,13 @@ def test_one_of_the_processes_writes_and_speaks(place):
 
 
 def test_a_signal_ends_all_at_one_step_and_one_process_goes_on_from_there(place):
-    process, resume = start(2, *command("again"), cwd=place), place / "results/.resume"
+    process, resume = start(2, str(TESTS / "shared_stage.py"), *command("again"), cwd=place), place / "results/.resume"
     while process.poll() is None and not list(resume.glob("*.safetensors")):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0 and err.count("seam: stopped at step ") == 1, err
     assert not (place / "again").exists()
-    done = seam(*command("again")[1:], cwd=place)
+    done = seam(*command("again"), cwd=place)
     assert done.returncode == 0, done.stderr
     assert bits(place / "again") == bits(place / "alone")

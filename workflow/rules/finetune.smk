@@ -12,7 +12,7 @@ rule finetune:
     priority: first("finetune")
     conda:
         "../../environment.yml"
-    threads: slots(PARAMS.finetune.threads)
+    threads: slots(PARAMS.finetune.threads * PARAMS.finetune.processes)
     resources:
         gpu=schedule.gpus(PARAMS),
     params:

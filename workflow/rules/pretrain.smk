@@ -15,7 +15,7 @@ rule pretrain:
     priority: first("pretrain")
     conda:
         "../../environment.yml"
-    threads: slots(PARAMS.pretrain.threads)
+    threads: slots(PARAMS.pretrain.threads * PARAMS.pretrain.processes)
     resources:
         gpu=schedule.gpus(PARAMS),
     params:
