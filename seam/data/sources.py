@@ -20,6 +20,7 @@ from seam.data.datasets import DatasetInfo
 from seam.data.readers import content, find_idx
 from seam.errors import SeamError
 from seam.io import write_atomic
+from seam.runtime.imports import import_torch
 
 CONNECT_SECONDS = 5.0  # a server that has not answered by then counts as out of reach
 STALL_SECONDS = 30.0  # a download that brings nothing for so long is given up
@@ -39,7 +40,8 @@ def from_torchvision(info: DatasetInfo, base: Path) -> str:
     archives = [e for e in base.iterdir() if e.is_file() and (".tar" in e.name or e.suffix == ".tgz")]
     if info.url and not archives:
         _check_reachable(info.url)
-    import torchvision.datasets  # seconds: not before it is known to be of use
+    import_torch()  # seconds: not before it is known to be of use
+    import torchvision.datasets
 
     cls = getattr(torchvision.datasets, info.torchvision)
     staging = base / ".download"

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from seam.runtime.distributed import average, processes
-
 
 class Total(torch.autograd.Function):
     """Sum over the processes. Each process's own objective depends on it, so its gradient is the sum of theirs."""
@@ -51,12 +49,13 @@ def batch_norm(
     """F.batch_norm of the whole batch for this process's share of it, [N, C, ...]."""
     x = input.float()
     dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
-    mean = average(x.mean(dims))
+    shares = torch.distributed.get_world_size()
+    mean = Total.apply(x.mean(dims)) / shares
     centred = x - mean.view(shape)
-    variance = average(centred.square().mean(dims))
+    variance = Total.apply(centred.square().mean(dims)) / shares
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
-            count = x.numel() // x.shape[1] * processes()
+            count = x.numel() // x.shape[1] * shares
             running_mean.lerp_(mean, momentum)
             running_var.lerp_(variance * (count / (count - 1)), momentum)
     scale = torch.rsqrt(variance + eps)

@@ -42,7 +42,6 @@ print(ask("cpu"), torch._dynamo.__file__ is not None, torch._dynamo.disable.__mo
     [
         "torch.compile(lambda x: x + 1, fullgraph=True, backend='eager')(torch.ones(1))",
         "__import__('torch._dynamo.config')",
-        "__import__('torch._inductor.config')",
         "torch.onnx.export(torch.nn.ReLU(), (torch.ones(1),), dynamo=True, verbose=False)",
     ],
 )

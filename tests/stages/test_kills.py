@@ -181,9 +181,9 @@ def run_short(root: Path, name: str, out: Path, signum: int | None = None, after
     return time.monotonic() - started
 
 
-def kill_twice(root: Path, name: str, out: Path, seconds: float) -> None:
-    """Two runs that are killed at random moments of the `seconds` a stage takes, and one that may end."""
-    for signum in random.sample(list(SIGNALS), 2):
+def kill(root: Path, name: str, out: Path, seconds: float, times: int = 2) -> None:
+    """Runs that are killed at random moments of the `seconds` a stage takes, and one that may end."""
+    for signum in random.sample(list(SIGNALS), times):
         run_short(root, name, out, signum, after=random.uniform(0, seconds))
     run_short(root, name, out)
 
@@ -191,7 +191,7 @@ def kill_twice(root: Path, name: str, out: Path, seconds: float) -> None:
 @pytest.mark.parametrize("name", [name for name in SHORT if name != "log"])
 def test_a_stage_killed_at_any_moment_ends_the_same(finished, name):
     whole, killed = finished / "whole" / name, finished / "killed" / name
-    kill_twice(finished, name, killed, run_short(finished, name, whole))
+    kill(finished, name, killed, run_short(finished, name, whole))
     assert content(killed) == content(whole)
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
@@ -199,7 +199,7 @@ def test_a_stage_killed_at_any_moment_ends_the_same(finished, name):
 def test_a_killed_log_writes_each_run_once(finished):
     seconds = run_short(finished, "log", finished / "whole/log")
     (finished / "again.db").unlink()
-    kill_twice(finished, "log", finished / "killed/log", seconds)
+    kill(finished, "log", finished / "killed/log", seconds, times=1)
     runs = Store(f"sqlite:///{finished}/again.db", "smoke").runs()
     jobs = [f"resnet-{search}-w3a3-0" for search in ("seam-subset", "direct", "uniform")]
     assert sorted(run.info.run_name for run in runs) == sorted([*jobs, "smoke-summary"])

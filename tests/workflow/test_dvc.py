@@ -53,13 +53,8 @@ CHANGES = {
         [("models.tiny", {"name": "test_resnet", "kwargs": {}}), ("grid.models", ["resnet", "tiny"])],
         {"pretrain tiny"} | policies(("sample", *REST), model="tiny") | END,
     ),
-    "a budget more": (
-        [("budgets.w4a4", "w4a4"), ("grid.budgets", ["w3a3", "w4a4"])],
-        policies(REST, budget="w4a4") | END,
-    ),
     "a search less": ([("grid.searches", ["seam-subset", "direct"])], END),
     "a locked layer": ([("models.resnet.lock", ["layer1.*=8/8"])], policies(REST) | END),
-    "an excluded layer": ([("models.resnet.exclude", ["layer1.*"])], policies(REST) | END),
     "a latency table": ([("models.resnet.latency", "params.yaml")], policies(REST) | END),
     "an option of the network": (
         [("models.resnet.small_stem", True)],
@@ -67,9 +62,7 @@ CHANGES = {
     ),
 }
 # It tracks a model's whole block.
-DVC_MORE = dict.fromkeys(
-    ("a locked layer", "an excluded layer", "a latency table"), {"pretrain resnet"} | policies(["sample"])
-)
+DVC_MORE = dict.fromkeys(("a locked layer", "a latency table"), {"pretrain resnet"} | policies(["sample"]))
 
 
 @pytest.fixture(scope="module")
