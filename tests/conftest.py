@@ -12,7 +12,7 @@ from engines import copy_repository, run, snakemake, text
 from filelock import FileLock
 
 from seam.experiment.params import Params, load_params
-from seam.runtime.cores import available_cores
+from seam.runtime.cores import available_cores, quiet_collector
 
 SMOKE = "experiments/smoke.yaml"
 
@@ -22,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # As many tests as cores and one more run side by side; with more threads each they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+quiet_collector()
 
 
 def pytest_xdist_auto_num_workers() -> int:
