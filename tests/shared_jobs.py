@@ -29,7 +29,7 @@ def jobs(folder: str) -> dict:
     found = {}
     for name, method, steps in (("pretrain", None, None), ("joint", joint, 2), ("seam", seam, 10)):
         torch.manual_seed(0)
-        model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+        model = timm.create_model("test_resnet", num_classes=10, in_chans=1).to(memory_format=torch.channels_last)
         layers, meter = find_layers(model, (1, 8, 8)), Meter(device)
         if method is None:
             history = train(model, Training(epochs=2, batch_size=32, lr=0.02), images, 0, device, meter)

@@ -120,7 +120,9 @@ def start_alike(module: nn.Module) -> None:
     import torch
 
     for value in module.state_dict().values():
-        torch.distributed.broadcast(value, 0)
+        given = value.contiguous()  # as it must be, whatever the order of the network's own memory
+        torch.distributed.broadcast(given, 0)
+        value.copy_(given)
 
 
 def synchronized_batch_norm() -> AbstractContextManager:
