@@ -27,7 +27,7 @@ def jobs(folder: str) -> dict:
     device = set_up("cpu", 1, 0)
     images = load("digits", Path(folder), "train").balanced(320)
     found = {}
-    for name, method, steps in (("pretrain", None, None), ("joint", joint, 2), ("seam", seam, 10)):
+    for name, method, steps in (("pretrain", None, None), ("joint", joint, 1), ("seam", seam, 10)):
         torch.manual_seed(0)
         model = timm.create_model("test_resnet", num_classes=10, in_chans=1).to(memory_format=torch.channels_last)
         layers, meter = find_layers(model, (1, 8, 8)), Meter(device)

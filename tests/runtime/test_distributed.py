@@ -55,12 +55,12 @@ def test_two_processes_end_as_one_does(both, job):
     assert several[0] == several[1]
     assert several[0]["counts"] == one["counts"]
     # Adam makes a whole step of a gradient that is nothing but last digits, and integers of weights tip over: what the
-    # joint search ends with is another matter of chance, what its first two steps see is not.
+    # joint search ends with is a matter of chance; what its first step sees, and makes of the weights, is not.
     assert several[0]["policy"] == one["policy"] or job == "joint"
-    assert several[0]["weights"] == pytest.approx(one["weights"], rel=1e-4)
-    assert len(several[0]["history"]) == len(one["history"]) >= 2
+    assert several[0]["weights"] == pytest.approx(one["weights"], rel=1e-6)
+    assert len(several[0]["history"]) == len(one["history"]) == {"pretrain": 20, "joint": 1, "seam": 10}[job]
     for found, row in zip(several[0]["history"], one["history"], strict=True):
-        assert found == pytest.approx(row, rel=1e-3, abs=1e-4)
+        assert found == pytest.approx(row, rel=1e-4, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
