@@ -80,6 +80,8 @@ def fit(
     key = f"{section + '.' * bool(section)}batch_size"
     if batch_size % (shares := processes()):
         raise SeamError(f"{key}: must be a multiple of the {shares} processes that share a batch (found {batch_size})")
+    if len(images) < shares:
+        raise SeamError(f"{label}: {len(images)} images are too few for {shares} processes; give each at least one")
     batch_size = min(batch_size, len(images) // shares * shares)
     steps_per_epoch = len(images) // batch_size  # the last, smaller batch is left out: BatchNorm needs full ones
     total = min(epochs * steps_per_epoch, steps or math.inf)

@@ -47,6 +47,7 @@ def both(tmp_path_factory):
 def test_a_batch_that_cannot_be_shared_is_refused(both):
     named = "search.batch_size: must be a multiple of the 2 processes that share a batch (found 31)"
     assert both[1][0]["odd"] == named
+    assert both[1][0]["few"] == "train: 1 images are too few for 2 processes; give each at least one"
 
 
 @pytest.mark.parametrize("job", ["pretrain", "joint", "seam"])
