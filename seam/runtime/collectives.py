@@ -27,10 +27,12 @@ class SynchronizedBatchNorm(TorchFunctionMode):
     """F.batch_norm in training mode, whichever module calls it, with the mean and variance of the whole batch."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})}
-        if func is F.batch_norm and given.get("training"):
-            return batch_norm(**given)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is F.batch_norm:  # other operations, which are many, pass at once
+            given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+            if given.get("training"):
+                return batch_norm(**given)
+        return func(*args, **kwargs)
 
 
 _ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
