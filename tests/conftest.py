@@ -16,6 +16,27 @@ from seam.runtime.cores import available_cores, quiet_collector
 
 SMOKE = "experiments/smoke.yaml"
 
+# The files that take longest, the longest first: begun last, one of them would run on while the other workers idle.
+LONG = (
+    "tests/workflow/test_dvc.py",
+    "tests/onnx/test_export.py",
+    "tests/tracking/test_tracking.py",
+    "tests/tool/test_tool.py",
+    "tests/search/test_search.py",
+    "tests/stages/test_kills.py",
+    "tests/test_docs.py",
+    "tests/workflow/test_snakemake.py",
+    "tests/stages/test_stages.py",
+    "tests/data/test_fetch.py",
+    "tests/runtime/test_distributed.py",
+    "tests/report/test_report.py",
+    "tests/runtime/test_imports.py",
+    "tests/tracking/test_browser.py",
+    "tests/calibration/test_levels.py",
+    "tests/search/test_jacobian.py",
+    "tests/search/test_seam.py",
+)
+
 # A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C; some tests send one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +49,12 @@ quiet_collector()
 def pytest_xdist_auto_num_workers() -> int:
     """One more than cores: there is always a test that waits, for a server or for a lock on a shared fixture."""
     return available_cores() + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first (`LONG`), the others as pytest collected them."""
+    place = {file: number for number, file in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.location[0], len(LONG)))
 
 
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:

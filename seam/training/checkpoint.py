@@ -22,6 +22,7 @@ from seam.errors import SeamError
 from seam.io import temporary_prefix, write_atomic, write_tensors
 from seam.runtime.distributed import rank
 from seam.runtime.meter import Meter
+from seam.training.stop import deferred_signals
 
 _FORMAT = "seam checkpoint 1"
 
@@ -99,7 +100,8 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                tensors, state = _read(path)
+                with deferred_signals():
+                    tensors, state = _read(path)
             except Exception as error:  # bytes that anything may have happened to: many types, of several libraries
                 _warn(f"{path}: not a sound checkpoint ({_line(error)}), skipped")
                 with contextlib.suppress(OSError):

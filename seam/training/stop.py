@@ -1,9 +1,11 @@
 """Stopping a training from outside: SIGTERM (clusters, engines) and SIGINT (Ctrl-C) end it after its current step."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -75,3 +77,19 @@ class Stop:
         if self.signum == signal.SIGINT and _process["seconds"] is None:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.signum)
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT take effect at the end of the context.
+
+    Inside of a library's own code KeyboardInterrupt may come out as another error: a Ctrl-C in the middle of reading
+    tensors would pass for a damaged file.
+    """
+    stop = Stop()
+    try:
+        with stop:
+            yield
+    finally:
+        if stop.signum is not None:
+            signal.raise_signal(stop.signum)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from seam.errors import SeamError
 from seam.runtime.meter import Meter
+from seam.training import checkpoint
 from seam.training.checkpoint import Checkpoints, Run
 from seam.training.optimizers import Group
 
@@ -147,6 +149,26 @@ def test_with_both_damaged_it_starts_anew(two, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
     take_steps(state, 1)
     assert two.save(state) and two.restore(run())
+
+
+@pytest.mark.parametrize("after", [None, ValueError])
+def test_ctrl_c_in_the_middle_of_reading_is_no_damage(two, monkeypatch, after):
+    digest = checkpoint._digest
+
+    def interrupted(*content):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # what torch's own code makes of it
+            raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'") from None
+        if after is not None:
+            raise after
+        return digest(*content)
+
+    files = sorted(two.path.parent.iterdir())
+    monkeypatch.setattr(checkpoint, "_digest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        two.restore(run())
+    assert sorted(two.path.parent.iterdir()) == files
 
 
 def test_a_sound_one_of_another_model_is_an_error(two):
