@@ -63,9 +63,11 @@ def _options(
 
 def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str = ""):
     """Read the parameters, check the aliases, and keep this process to the stage's threads, or start several."""
+    from seam.experiment import schedule
     from seam.experiment.params import load_params
     from seam.runtime.cores import limit_threads
     from seam.runtime.distributed import start_processes
+    from seam.runtime.gpus import take as take_gpus
 
     params = load_params(path)
     if model:
@@ -74,20 +76,12 @@ def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str
         params.budget(budget)
     if search:
         params.method(search)
-    threads = {
-        "pretrain": lambda: params.pretrain.threads,
-        "sample": lambda: params.evaluate.threads,
-        "search": lambda: params.settings(search).threads,
-        "finetune": lambda: params.finetune.threads,
-        "evaluate": lambda: params.evaluate.threads,
-    }
-    limit_threads(threads.get(stage, lambda: 1)())
-    processes = {
-        "pretrain": lambda: params.pretrain.processes,
-        "search": lambda: params.settings(search).processes if params.proxy(search) is not None else 1,
-        "finetune": lambda: params.finetune.processes,
-    }
-    start_processes(processes.get(stage, lambda: 1)())
+    limit_threads(schedule.threads(params, stage, search))
+    count = schedule.processes(params, stage, search)
+    if "WORLD_SIZE" not in os.environ:  # else what started these processes has seen to it
+        if params.device in ("auto", "cuda") and (gpus := schedule.gpus(params, stage, search)):
+            take_gpus(gpus)
+        start_processes(count)
     return params
 
 

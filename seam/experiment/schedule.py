@@ -10,24 +10,36 @@ from seam.runtime.cores import available_cores
 
 # From the first to the last step of one policy; see `priority`.
 STEPS = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate")
+ON_DEVICE = STEPS[1:]  # stages that compute with the network
 
 
-def slots(threads: int, given: int | None) -> int:
-    """How many of the engine's `given` cores a job of `threads` threads takes.
+def threads(params: Params, stage: str, search: str = "") -> int:
+    """Threads of one process of a job; a search that sees no data needs no more than one."""
+    if stage == "search":
+        return 1 if params.proxy(search) is None else params.settings(search).threads
+    of = {"pretrain": params.pretrain, "finetune": params.finetune}
+    of |= dict.fromkeys(("sample", "evaluate"), params.evaluate)
+    return of[stage].threads if stage in of else 1
+
+
+def processes(params: Params, stage: str, search: str = "") -> int:
+    """Processes that share a job."""
+    if stage == "search":
+        return 1 if params.proxy(search) is None else params.settings(search).processes
+    of = {"pretrain": params.pretrain, "finetune": params.finetune}
+    return of[stage].processes if stage in of else 1
+
+
+def slots(params: Params, stage: str, given: int | None, search: str = "") -> int:
+    """How many of the engine's `given` cores a job takes.
 
     With more cores given than there are (`--cores 8` on a laptop), a job takes more slots than it has threads, so that
     never more threads run than there are cores. None: no limit was given (a cluster, where jobs get what they ask for).
     """
-    cores = available_cores()
+    count, cores = threads(params, stage, search) * processes(params, stage, search), available_cores()
     if given is None or given <= cores:
-        return threads
-    return min(given, -(-threads * given // cores))
-
-
-def search_slots(params: Params, search: str, given: int | None) -> int:
-    """`slots` of a search: one that sees no data needs no more than one thread."""
-    settings = params.settings(search)
-    return slots(1 if params.proxy(search) is None else settings.threads * settings.processes, given)
+        return count
+    return min(given, -(-count * given // cores))
 
 
 def priority(params: Params, stage: str, job: Mapping[str, str]) -> int:
@@ -50,10 +62,12 @@ def priority(params: Params, stage: str, job: Mapping[str, str]) -> int:
     return (policies - place) * len(STEPS) + STEPS.index(stage)
 
 
-def gpus(params: Params) -> int:
-    """1 when a job would use a GPU of this machine, else 0. (torch would know too, but takes seconds to import.)"""
+def gpus(params: Params, stage: str, search: str = "") -> int:
+    """GPUs of this machine that a job uses: one a process. (torch would know too, but takes seconds to import.)"""
     present = any(Path("/proc/driver/nvidia/gpus").glob("*"))
-    return int(params.device.startswith("cuda") or (params.device == "auto" and present))
+    used = params.device.startswith("cuda") or (params.device == "auto" and present)
+    sees_data = stage != "search" or params.proxy(search) is not None
+    return processes(params, stage, search) if used and sees_data and stage in ON_DEVICE else 0
 
 
 def use_this_python() -> None:

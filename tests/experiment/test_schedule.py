@@ -27,32 +27,44 @@ DEFAULT = REPOSITORY / "params.yaml"
 )
 def test_no_more_threads_run_than_there_are_cores(monkeypatch, real, given, threads, at_once):
     monkeypatch.setattr(schedule, "available_cores", lambda: real)
-    taken = schedule.slots(threads, given)
+    raw = yaml.safe_load(DEFAULT.read_text())
+    raw["evaluate"]["threads"] = threads
+    taken = schedule.slots(parse_params(raw), "evaluate", given)
     assert given // min(taken, given) == at_once
     assert at_once == 1 or at_once * threads <= real
 
 
-def test_a_search_in_several_processes_takes_the_cores_of_all():
+def test_a_job_in_several_processes_takes_the_cores_and_gpus_of_all():
     raw = yaml.safe_load(DEFAULT.read_text())
+    raw["device"] = "cuda"
     raw["searches"]["direct"] |= {"threads": 3, "processes": 4}
-    assert schedule.search_slots(parse_params(raw), "direct", None) == 12
+    raw["finetune"] |= {"threads": 2, "processes": 3}
+    params = parse_params(raw)
+    assert schedule.slots(params, "search", None, "direct") == 12
+    assert schedule.slots(params, "finetune", None) == 6
+    found = {stage: schedule.gpus(params, stage, "direct") for stage in (*schedule.STEPS, "report")}
+    assert found == {"fetch": 0, "pretrain": 1, "sample": 1, "search": 4, "finetune": 3, "evaluate": 1, "report": 0}
+    assert schedule.gpus(params, "search", "uniform") == 0
+    raw["device"] = "cpu"
+    assert schedule.gpus(parse_params(raw), "search", "direct") == 0
 
 
 def test_a_cluster_gives_a_job_what_it_asks_for(monkeypatch):
     monkeypatch.setattr(schedule, "available_cores", lambda: 1)
-    assert schedule.slots(16, None) == 16
-    params = load_params(DEFAULT)
-    assert (
-        schedule.search_slots(params, params.claims.baseline, None) == params.settings(params.claims.baseline).threads
-    )
+    raw = yaml.safe_load(DEFAULT.read_text())
+    raw["evaluate"]["threads"] = raw["search"]["threads"] = 16
+    params = parse_params(raw)
+    assert schedule.slots(params, "evaluate", None) == 16
+    assert schedule.slots(params, "search", None, params.claims.baseline) == 16
 
 
 @pytest.mark.parametrize(("real", "given"), [(2, 8), (4, 4), (32, 16)])
 def test_a_search_that_sees_no_data_takes_one_thread(monkeypatch, real, given):
     monkeypatch.setattr(schedule, "available_cores", lambda: real)
     cifar = load_params(REPOSITORY / "experiments/cifar.yaml")
-    assert schedule.search_slots(cifar, "uniform", given) == schedule.slots(1, given)
-    assert schedule.search_slots(cifar, "direct", given) == schedule.slots(4, given)
+    of_one_thread = schedule.slots(cifar, "fetch", given)
+    assert schedule.slots(cifar, "search", given, "uniform") == of_one_thread == -(-given // min(real, given))
+    assert schedule.slots(cifar, "search", given, "direct") == min(given, 4 * of_one_thread)
 
 
 def test_the_first_comparison_comes_first():

@@ -84,9 +84,9 @@ def place(tmp_path_factory):
 
 
 def checkpoints(root):
-    """Checkpoint -> when it was written."""
+    """Checkpoint -> when it was written; without the half one that a kill may leave, and the next process deletes."""
     found = {}
-    for path in (root / "results/.resume").glob("*"):
+    for path in (root / "results/.resume").glob("[!.]*"):
         with contextlib.suppress(FileNotFoundError):  # another one takes its place
             found[path.name] = path.stat().st_mtime_ns
     return found

@@ -60,8 +60,14 @@ def first(stage):
     return lambda wildcards: schedule.priority(PARAMS, stage, dict(wildcards.items()))
 
 
-def slots(threads):
-    return schedule.slots(threads, CORES)
+def slots(stage):
+    return lambda wildcards: schedule.slots(
+        PARAMS, stage, CORES, wildcards.get("search", "")
+    )
+
+
+def gpus(stage):
+    return lambda wildcards: schedule.gpus(PARAMS, stage, wildcards.get("search", ""))
 
 
 def every_input(stage):

@@ -28,7 +28,9 @@ rule sample:
     priority: first("sample")
     conda:
         "../../environment.yml"
-    threads: slots(PARAMS.evaluate.threads)
+    threads: slots("sample")
+    resources:
+        gpu=gpus("sample"),
     params:
         file=parameters,
         settings=settings("sample"),

@@ -16,9 +16,9 @@ rule evaluate:
     priority: first("evaluate")
     conda:
         "../../environment.yml"
-    threads: slots(PARAMS.evaluate.threads)
+    threads: slots("evaluate")
     resources:
-        gpu=schedule.gpus(PARAMS),
+        gpu=gpus("evaluate"),
     params:
         file=parameters,
         settings=settings("evaluate"),

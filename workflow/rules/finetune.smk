@@ -12,9 +12,9 @@ rule finetune:
     priority: first("finetune")
     conda:
         "../../environment.yml"
-    threads: slots(PARAMS.finetune.threads * PARAMS.finetune.processes)
+    threads: slots("finetune")
     resources:
-        gpu=schedule.gpus(PARAMS),
+        gpu=gpus("finetune"),
     params:
         file=parameters,
         settings=settings("finetune"),

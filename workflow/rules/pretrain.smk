@@ -15,9 +15,9 @@ rule pretrain:
     priority: first("pretrain")
     conda:
         "../../environment.yml"
-    threads: slots(PARAMS.pretrain.threads * PARAMS.pretrain.processes)
+    threads: slots("pretrain")
     resources:
-        gpu=schedule.gpus(PARAMS),
+        gpu=gpus("pretrain"),
     params:
         file=parameters,
         settings=settings("pretrain"),

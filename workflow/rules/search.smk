@@ -14,9 +14,9 @@ rule search:
     priority: first("search")
     conda:
         "../../environment.yml"
-    threads: lambda wildcards: schedule.search_slots(PARAMS, wildcards.search, CORES)
+    threads: slots("search")
     resources:
-        gpu=schedule.gpus(PARAMS),
+        gpu=gpus("search"),
     params:
         file=parameters,
         settings=settings("search"),

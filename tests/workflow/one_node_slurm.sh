@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# A Slurm cluster of this machine alone, with all its files in FOLDER, and links to its configuration in /etc/slurm:
+# Snakemake's executor takes SLURM_CONF out of a job's environment.
+#   tests/workflow/one_node_slurm.sh start FOLDER CONTROLLER_PORT NODE_PORT
+#   tests/workflow/one_node_slurm.sh stop FOLDER
+# Needs Debian's packages slurm-wlm and munge, and root. There is no accounting, and GPUs are counted, not there.
+set -euo pipefail
+folder=$(realpath "$2")
+
+if [ "$1" = stop ]; then
+    for name in slurmctld slurmd munged; do
+        [ ! -f "$folder/$name.pid" ] || kill "$(cat "$folder/$name.pid")" || true
+    done
+    for name in slurm.conf gres.conf; do
+        [ "$(readlink "/etc/slurm/$name")" != "$folder/$name" ] || rm "/etc/slurm/$name"
+    done
+    exit
+fi
+
+mkdir -p "$folder/state" "$folder/spool"
+(umask 077 && head --bytes 1024 /dev/urandom > "$folder/munge.key")
+cat > "$folder/slurm.conf" << END
+ClusterName=seam
+SlurmctldHost=$(hostname -s)(127.0.0.1)
+SlurmctldPort=$3
+SlurmdPort=$4
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge.socket
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+GresTypes=gpu
+MpiDefault=none
+ReturnToService=2
+KillWait=20
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=8 RealMemory=512000 Gres=gpu:2 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES State=UP
+END
+printf 'Name=gpu File=/dev/%s\n' null zero > "$folder/gres.conf"
+munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" \
+    --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
+ln --symbolic "$folder/slurm.conf" "$folder/gres.conf" /etc/slurm
+slurmctld
+slurmd
+for _ in $(seq 50); do
+    [ "$(sinfo --noheader --format %t)" != idle ] || exit 0
+    sleep 0.2
+done
+sinfo
+tail --lines 20 "$folder"/slurm*.log
+exit 1

@@ -1,0 +1,105 @@
+"""The Slurm profile on a real Slurm of one node. Opt in with SEAM_SLURM=1: it starts daemons, links in /etc/slurm."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from engines import copy_repository, environment, run, text
+
+SCRIPT = Path(__file__).with_name("one_node_slurm.sh")
+# Without accounting only squeue knows of a job, and this file system needs no waiting.
+OPTIONS = ("--profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue", "--latency-wait", "5")
+OPTIONS += ("--slurm-init-seconds-before-status-checks", "3")
+
+pytest.importorskip("snakemake_executor_plugin_slurm", reason="no executor here (pip install 'seam[slurm]')")
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("SEAM_SLURM") != "1", reason="opt in with SEAM_SLURM=1 (as root)"),
+    pytest.mark.skipif(not shutil.which("slurmctld"), reason="no Slurm here (apt-get install slurm-wlm munge)"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    with socket.socket() as one, socket.socket() as two:
+        ports = []
+        for free in (one, two):
+            free.bind(("127.0.0.1", 0))
+            ports.append(str(free.getsockname()[1]))
+    subprocess.run([SCRIPT, "start", folder, *ports], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    yield
+    subprocess.run([SCRIPT, "stop", folder], check=True)
+
+
+def policies(root):
+    found = {}
+    for path in sorted((root / "results/smoke/search").rglob("policy.json")):
+        found[path.parent.name, path.parent.parent.parent.name] = {**json.loads(path.read_text()), "cost": None}
+    return found
+
+
+def test_a_cluster_gives_the_policies_of_one_machine(smoke_results, tmp_path):
+    root = copy_repository(tmp_path / "seam")
+    run(root, "snakemake", *OPTIONS, "--configfile", "experiments/smoke.yaml")
+    assert len(policies(root)) == 3
+    assert policies(root) == policies(smoke_results[1])
+
+
+def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
+    root = copy_repository(tmp_path / "seam")
+    raw = yaml.safe_load((root / "experiments/smoke.yaml").read_text())
+    raw["grid"]["searches"] = ["direct", "uniform"]
+    raw["searches"]["direct"]["epochs"] = 100
+    raw["claims"] = {"baseline": "direct", "proxies": []}
+    (root / "long.yaml").write_text(yaml.safe_dump(raw))
+    policy = "results/smoke/search/resnet/direct/w3a3/0/policy.json"
+    command = ("snakemake", *OPTIONS, "--configfile", "long.yaml", policy)
+    process = subprocess.Popen(
+        command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        job = running(process, "search")
+        time.sleep(10)  # it trains by then
+        subprocess.run(["scancel", job], check=True)
+        while not (kept := list((root / "results/smoke/.resume").glob("[!.]*.safetensors"))):
+            assert process.poll() is None
+            time.sleep(0.1)
+        step = stopped_at(kept[0])
+        assert step > 0
+        again = running(process, "search")
+        assert again != job
+        said, _ = process.communicate(timeout=500)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "Trying to restart job" in said
+    assert (root / policy).exists() and not list((root / "results/smoke/.resume").iterdir())
+    alone = copy_repository(tmp_path / "alone")
+    shutil.copy(root / "long.yaml", alone)
+    assert text(run(alone, "snakemake", "--cores", "8", "--configfile", "long.yaml", policy))
+    assert policies(root) == policies(alone)
+
+
+def running(process, rule) -> str:
+    """The number of the job of a rule that Slurm runs, once there is one."""
+    while process.poll() is None:
+        shown = subprocess.run(["squeue", "--noheader", "--format", "%i %T %k"], capture_output=True, text=True).stdout
+        for line in shown.splitlines():
+            number, state, comment = line.split(maxsplit=2)
+            if state == "RUNNING" and f"rule_{rule}" in comment:
+                return number
+        time.sleep(0.2)
+    raise AssertionError(process.communicate()[0])
+
+
+def stopped_at(checkpoint: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(str(checkpoint), "pt") as file:
+        return json.loads(file.metadata()["state"])["step"]
