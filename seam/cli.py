@@ -140,6 +140,27 @@ def convert(
 
 
 @app.command(rich_help_panel=_PIPELINE)
+def plan(
+    params: ParamsFile = Default,
+    out: Annotated[Path | None, typer.Option(help="Also write it as JSON.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="A plan written on the hardware in question; by default this machine is probed.")
+    ] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores that are to work on it.")] = None,
+) -> None:
+    """Predict what an experiment takes, from a few real steps of each kind of job: seconds, GPU-hours, disk."""
+    loaded = _load(params, "plan")
+    from seam.io import write_json
+    from seam.stages.plan import describe
+    from seam.stages.plan import plan as predict
+
+    content = predict(loaded, measured)
+    if out is not None:
+        write_json(out, content)
+    typer.echo("\n".join(describe(content, cores)))
+
+
+@app.command(rich_help_panel=_PIPELINE)
 def fetch(out: Out, params: ParamsFile = Default) -> None:
     """Get the target dataset and write its manifest."""
     loaded = _load(params, "fetch")

@@ -43,7 +43,7 @@ def test_help_groups_the_commands_for_a_model_apart_from_the_stages():
     model, policy, stages = (panels[key] for key in panels if key != "Options")
     assert model == ["layers", "search", "calibrate", "finetune", "evaluate", "export"]
     assert policy == ["show", "diff", "convert"]
-    assert stages == ["fetch", "pretrain", "sample", "claims", "report", "log", "ui", "verify"]
+    assert stages == ["plan", "fetch", "pretrain", "sample", "claims", "report", "log", "ui", "verify"]
 
 
 @pytest.mark.parametrize("command", ["search", "calibrate", "finetune", "evaluate", "export"])

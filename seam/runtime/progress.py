@@ -30,6 +30,17 @@ def be_quiet() -> None:
 
 
 @contextmanager
+def quietly() -> Iterator[None]:
+    """Within the context nothing is said: for work whose own bars would break into that of the whole."""
+    before = _said["quiet"]
+    be_quiet()
+    try:
+        yield
+    finally:
+        _said["quiet"] = before
+
+
+@contextmanager
 def phase(label: str) -> Iterator[None]:
     """Work whose steps cannot be counted: a spinner on a terminal; elsewhere a line if `announce` was called."""
     console = Console(stderr=True, quiet=_said["quiet"])

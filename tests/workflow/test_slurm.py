@@ -59,7 +59,7 @@ def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
     raw["claims"] = {"baseline": "direct", "proxies": []}
     (root / "long.yaml").write_text(yaml.safe_dump(raw))
     policy = "results/smoke/search/resnet/direct/w3a3/0/policy.json"
-    command = ("snakemake", *OPTIONS, "--configfile", "long.yaml", policy)
+    command = ("snakemake", policy, *OPTIONS, "--configfile", "long.yaml")
     process = subprocess.Popen(
         command, cwd=root, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -82,7 +82,7 @@ def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
     assert (root / policy).exists() and not list((root / "results/smoke/.resume").iterdir())
     alone = copy_repository(tmp_path / "alone")
     shutil.copy(root / "long.yaml", alone)
-    assert text(run(alone, "snakemake", "--cores", "8", "--configfile", "long.yaml", policy))
+    assert text(run(alone, "snakemake", policy, "--cores", "8", "--configfile", "long.yaml"))
     assert policies(root) == policies(alone)
 
 
