@@ -13,15 +13,16 @@ Both trace networks by torch.fx, which timm's TensorFlow-like padding does not s
 padding of fixed size and a convolution.
 
 - Sony's Model Compression Toolkit (MCT): post-training quantization, "gptq" with its gradient-based one over `--epochs`
-  passes of the images; bits mixed by its own search under a limit of BitOPs, that of seam's policies in all (first and
-  last layer at 8 bits included), or one bit-width for all layers. Weights a channel, symmetric; inputs with any step
-  (MCT's default is steps of powers of two, for its own chips); sums and pooled features stay at 8 bits.
+  passes of the images, all layers weighted alike (its default weighs them by Hessians, which take hours on two cores);
+  bits mixed by its own search under a limit of BitOPs, that of seam's policies in all (first and last layer at 8 bits
+  included), or one bit-width for all layers. Weights a channel, symmetric; inputs with any step (MCT's default is steps
+  of powers of two, for its own chips); sums and pooled features stay at 8 bits.
 - Qualcomm's AIMET: QuantSim with BatchNorm folded and ranges by its "enhanced" scheme, alone, or with steps of weights
-  by sequential MSE. Weights a channel, symmetric. As in seam's policies the first and last layer stay at 8 bits and
-  what no layer reads is not quantized: AIMET would also quantize a depthwise convolution before its activation and
-  both sides of an addition. Not run: its automatic mixed precision, which takes a loss of accuracy that is allowed,
-  not a budget, and judges by labels; its AdaRound, of which 1,000 of the 15,000 iterations take 80 s a layer on one
-  core, and there are 50.
+  by sequential MSE. (Its default are least and greatest values.) Weights a channel, symmetric. As in seam's policies
+  the first and last layer stay at 8 bits and what no layer reads is not quantized: AIMET would also quantize a
+  depthwise convolution before its activation and both sides of an addition. Not run: its automatic mixed precision,
+  which takes a loss of accuracy that is allowed, not a budget, and judges by labels; its AdaRound, of which 1,000 of
+  the 15,000 iterations take 80 s a layer on one core, and there are 50.
 
 Each row is written to the CSV when it is done, and a run goes on with the rows that are missing.
 """
@@ -57,6 +58,7 @@ CASES = {
 DISTRIBUTIONS = {"mct": ("MCT", "model-compression-toolkit"), "aimet": ("AIMET", "aimet-torch")}
 COLUMNS = ("tool", "policy", "budget", "bits", "method", "count", "top1", "seconds", "machine")
 BATCH = 32
+SCHEME = "tf_enhanced"  # of AIMET's ranges: least squared error, not (its default) least and greatest value
 
 
 def main() -> None:
@@ -132,7 +134,7 @@ def with_mct(model, batches, policy: str, budget: str, bits: tuple[int, ...], me
         return ([x] for x in batches)
 
     if method == "gptq":
-        config = mct.gptq.get_pytorch_gptq_config(n_epochs=options.epochs)
+        config = mct.gptq.get_pytorch_gptq_config(n_epochs=options.epochs, use_hessian_based_weights=False)
         found = mct.gptq.pytorch_gradient_post_training_quantization(
             traceable(model), images, gptq_config=config, **given
         )
@@ -159,7 +161,7 @@ def with_aimet(model, batches, policy: str, budget: str, bits: tuple[int, ...], 
             for x in batches:
                 sim(x)
 
-    sim = QuantizationSimModel(network, image, default_output_bw=width, default_param_bw=width)
+    sim = QuantizationSimModel(network, image, SCHEME, default_output_bw=width, default_param_bw=width)
     as_policy(sim.model)
     if method == "sequential mse":
         apply_seq_mse(sim, batches)

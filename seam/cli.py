@@ -157,7 +157,7 @@ def plan(
     content = predict(loaded, measured)
     if out is not None:
         write_json(out, content)
-    typer.echo("\n".join(describe(content, cores)))
+    typer.echo("\n".join(describe(content, cores, loaded.claims.baseline)))
 
 
 @app.command(rich_help_panel=_PIPELINE)

@@ -181,7 +181,7 @@ def finetune(
 
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
-    quantized = api.calibrate(api.quantize(network, policy), images, device=device)
+    quantized = api.calibrate(api.quantize(network, policy), images, device=device, level="output")
     options = {
         "epochs": epochs,
         "batch_size": batch_size,

@@ -133,6 +133,7 @@ class Finetune(Training):
     the noise faster than the weights follow.
     """
 
+    calibration: Literal["steps", "output", "norm"] = "output"  # level that it starts from
     step_lr: Positive = 1e-2  # learning rate of the quantizers' log steps (Adam)
     batch_norm: Literal["frozen", "updated"] = "frozen"  # its statistics; weights and biases are trained
     distillation: Share = 0.0  # of the loss: how far the full-precision network's predictions are; the rest: labels

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from seam.data.sampling import NEED_FEATURES
 from seam.experiment.params import Params
 from seam.runtime.cores import available_cores
+from seam.search.interface import load_method, needs_network
 
 # From the first to the last step of one policy; see `priority`.
 STEPS = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate")
-ON_DEVICE = STEPS[1:]  # stages that compute with the network
 
 
 def threads(params: Params, stage: str, search: str = "") -> int:
@@ -66,8 +67,16 @@ def gpus(params: Params, stage: str, search: str = "") -> int:
     """GPUs of this machine that a job uses: one a process. (torch would know too, but takes seconds to import.)"""
     present = any(Path("/proc/driver/nvidia/gpus").glob("*"))
     used = params.device.startswith("cuda") or (params.device == "auto" and present)
-    sees_data = stage != "search" or params.proxy(search) is not None
-    return processes(params, stage, search) if used and sees_data and stage in ON_DEVICE else 0
+    return processes(params, stage, search) if used and on_device(params, stage, search) else 0
+
+
+def on_device(params: Params, stage: str, search: str = "") -> bool:
+    """Whether a job computes with the network."""
+    if stage == "sample":
+        return (proxy := params.proxy(search)) is not None and proxy.sampling in NEED_FEATURES
+    if stage == "search":
+        return params.proxy(search) is not None or needs_network(load_method(params.method(search)))
+    return stage in ("pretrain", "finetune", "evaluate")
 
 
 def use_this_python() -> None:

@@ -45,12 +45,13 @@ def phase(label: str) -> Iterator[None]:
     """Work whose steps cannot be counted: a spinner on a terminal; elsewhere a line if `announce` was called."""
     console = Console(stderr=True, quiet=_said["quiet"])
     if _said["lines"] and not console.is_terminal:
-        _say(f"{label} ...")
+        say(f"{label} ...")
     with console.status(label) if console.is_terminal else contextlib.nullcontext():
         yield
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line on stderr, unless nothing is to be said."""
     if not _said["quiet"]:
         print(text, file=sys.stderr, flush=True)
 
@@ -63,7 +64,7 @@ def progress(items: Iterable[T], total: int, label: str, notes: Mapping[str, flo
     """
     console = Console(stderr=True, quiet=_said["quiet"])
     if _said["lines"] and not console.is_terminal:
-        _say(f"{label}, {total} step{'s' * (total != 1)} ...")
+        say(f"{label}, {total} step{'s' * (total != 1)} ...")
     rate_and_notes = (TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[notes]}"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *rate_and_notes)
     started = said = time.monotonic()
@@ -78,4 +79,4 @@ def progress(items: Iterable[T], total: int, label: str, notes: Mapping[str, flo
             if not console.is_terminal and now - said > EVERY:
                 said = now
                 left = timedelta(seconds=round((total - done) / rate))
-                _say(f"{label}: {done} of {total}{shown and f', {shown}'}, {rate:.3g} a second, {left} left")
+                say(f"{label}: {done} of {total}{shown and f', {shown}'}, {rate:.3g} a second, {left} left")

@@ -15,16 +15,14 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     Writes metrics.json, hits.json, classes.json and cost.json, whose part `calibrate` is of `evaluate.calibration`.
     """
     import_torch()
-    import torch
 
-    from seam.calibration.levels import calibrate
     from seam.experiment.results import pack, read_full_precision, read_model_classes
     from seam.policy.file import totals
     from seam.quant.finetuned import load_finetuned
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
     from seam.stages.resume import forget, resume_file
-    from seam.stages.target import quantized, set_steps
+    from seam.stages.target import calibrate, quantized
     from seam.training.evaluate import evaluate_each
 
     of_model = [weights.with_name("metrics.json"), weights.with_name("classes.json")]
@@ -39,12 +37,9 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     network = measured.network
     resume = resume_file(params, "evaluate", job._asdict(), inputs)
     with meter.part("calibrate"):
-        if settings.calibration == "steps":
-            set_steps(measured, params.finetune.seed, device)  # as finetuning begins
-        else:
-            order = torch.randperm(len(measured.train), generator=torch.Generator().manual_seed(params.finetune.seed))
-            images = measured.train.subset(order[: settings.calibration_images])
-            calibrate(network, images, settings.calibration, device, settings.reconstruct, job.seed, resume)
+        more = {"settings": settings.reconstruct, "seed": job.seed, "resume": resume}
+        order = params.finetune.seed  # the images with which finetuning begins
+        calibrate(measured, settings.calibration, settings.calibration_images, order, device, **more)
     test = measured.target.images(network, "test", params.target.test_images)
     with meter.part("evaluate"):
         calibrated, hits_before, classes_before = evaluate_each(network, test, settings.batch_size, device)

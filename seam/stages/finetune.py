@@ -17,7 +17,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     from seam.runtime.meter import Meter
     from seam.stages.pretrain import COLUMNS
     from seam.stages.resume import forget, resume_file
-    from seam.stages.target import quantized, set_steps
+    from seam.stages.target import CALIBRATION_IMAGES, calibrate, quantized
     from seam.tracking.live import live
     from seam.training.supervised import train as train_supervised
 
@@ -29,7 +29,8 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
         meter.kernels, meter.seconds_once = use_kernels(settings.kernels, device=device)
     with meter.part("setup"):
         start = quantized(params, job.model, weights, policy, device)
-        set_steps(start, settings.seed, device)
+    with meter.part("calibrate"):
+        calibrate(start, settings.calibration, CALIBRATION_IMAGES, settings.seed, device)
     resume = resume_file(params, "finetune", job._asdict(), [weights, policy])
     teacher = _teacher(start, weights, device) if settings.distillation else None
     with live(params, job, "finetune", meter) as log:

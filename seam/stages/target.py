@@ -100,9 +100,11 @@ def quantized(params: Params, model: str, weights: Path, policy: Path, device: A
     return Quantized(target, network, train, content, layers, bits)
 
 
-def set_steps(model: Quantized, seed: int, device: Any) -> None:
-    """Set the steps of a quantized model on a shuffled batch of its finetuning images."""
-    from seam.quant.apply import calibrate
+def calibrate(model: Quantized, level: str, count: int, order: int, device: Any, **more: Any) -> None:
+    """Calibrate a quantized model on `count` of its finetuning images; `order`: seed of which. more: of the levels'."""
+    import torch
 
-    batches = model.train.batches(min(CALIBRATION_IMAGES, len(model.train)), seed=seed, device=device)
-    calibrate(model.network, [next(iter(batches))])
+    from seam.calibration.levels import calibrate as apply
+
+    shuffled = torch.randperm(len(model.train), generator=torch.Generator().manual_seed(order))
+    apply(model.network, model.train.subset(shuffled[:count]), level, device, **more)

@@ -43,8 +43,10 @@ def test_a_job_in_several_processes_takes_the_cores_and_gpus_of_all():
     assert schedule.slots(params, "search", None, "direct") == 12
     assert schedule.slots(params, "finetune", None) == 6
     found = {stage: schedule.gpus(params, stage, "direct") for stage in (*schedule.STEPS, "report")}
-    assert found == {"fetch": 0, "pretrain": 1, "sample": 1, "search": 4, "finetune": 3, "evaluate": 1, "report": 0}
-    assert schedule.gpus(params, "search", "uniform") == 0
+    assert found == {"fetch": 0, "pretrain": 1, "sample": 0, "search": 4, "finetune": 3, "evaluate": 1, "report": 0}
+    assert schedule.gpus(params, "search", "uniform") == schedule.gpus(params, "sample", "uniform") == 0
+    raw["searches"]["direct"]["proxy"]["sampling"] = "herding"
+    assert schedule.gpus(parse_params(raw), "sample", "direct") == 1
     raw["device"] = "cpu"
     assert schedule.gpus(parse_params(raw), "search", "direct") == 0
 

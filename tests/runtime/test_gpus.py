@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import yaml
+from engines import REPOSITORY
 
 from seam.errors import SeamError
+from seam.experiment.params import load_params
 from seam.runtime import gpus
+from seam.stages.fetch import fetch
 
 TWO = """\
 GPU 0: NVIDIA H200 (UUID: GPU-0a1b2c3d-1111-2222-3333-444455556666)
@@ -17,6 +21,7 @@ PARTS = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-0a1b2c3d-1111-2222-3333-444455556666)
   MIG 3g.20gb     Device  0: (UUID: MIG-11111111-aaaa-5b5b-8c8c-000000000000)
   MIG 3g.20gb     Device  1: (UUID: MIG-22222222-aaaa-5b5b-8c8c-000000000000)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-9f8e7d6c-1111-2222-3333-444455556666)
 """
 FIRST, SECOND = (line.split("UUID: ")[1].rstrip(")") for line in TWO.splitlines())
 
@@ -44,15 +49,13 @@ def job(tmp_path):
 import os, sys
 from pathlib import Path
 from seam.runtime.gpus import take
-from seam.runtime.progress import announce
-announce()
 take(int(sys.argv[1]), Path(sys.argv[2]))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 os.execvp("sleep", ["sleep", "100"])  # as torchrun takes the place of a job in several processes
 """
 
-    def start(count):
-        command = [sys.executable, "-c", code, str(count), str(tmp_path / "locks")]
+    def start(count, folder=tmp_path / "locks"):
+        command = [sys.executable, "-c", code, str(count), str(folder)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(process)
         return process
@@ -84,7 +87,13 @@ def test_those_that_the_environment_shows(driver, monkeypatch, given, expected):
 
 def test_parts_of_a_gpu_count_in_its_place(driver):
     driver(PARTS)
-    assert [uuid[:12] for uuid in gpus.visible()] == ["MIG-11111111", "MIG-22222222"]
+    assert [uuid[:12] for uuid in gpus.visible()] == ["MIG-11111111", "MIG-22222222", "GPU-9f8e7d6c"]
+
+
+def test_parts_cannot_share_a_job(driver, tmp_path):
+    driver(PARTS)
+    with pytest.raises(SeamError, match="2 processes share this job, which MIG parts of GPUs cannot do"):
+        gpus.take(2, tmp_path / "locks")
 
 
 def test_without_a_driver_nothing_is_taken(driver, tmp_path, monkeypatch):
@@ -113,6 +122,24 @@ def test_a_job_that_needs_all_holds_none_while_it_waits(driver, job):
     assert "wait for 2 of 2 GPUs" in both.stderr.readline()
     assert job(1).stdout.readline().strip() == SECOND
     one.kill()
+
+
+def test_a_stage_takes_one_before_it_begins(driver, job, tmp_path, monkeypatch):
+    """What the command line asks for: here the second of two jobs, which waits, and then finds that torch has none."""
+    driver(TWO.splitlines(keepends=True)[0])
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    raw = yaml.safe_load((REPOSITORY / "experiments/smoke.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**raw, "device": "cuda"}))
+    fetch(load_params(REPOSITORY / "experiments/smoke.yaml"), tmp_path / "data")
+    first = job(1, tmp_path / f"seam-gpus-{os.getuid()}")
+    assert first.stdout.readline().strip() == FIRST
+    command = [sys.executable, "-m", "seam", "pretrain", "--params", "params.yaml", "--model", "resnet"]
+    command += ["--data", "data/manifest.json", "--out", "out"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as stage:
+        assert stage.stderr.readline() == "wait for 1 of 1 GPUs, which other jobs use\n"
+        first.kill()
+        assert "device: 'cuda' cannot be used here" in stage.stderr.read()
+    assert stage.returncode == 2
 
 
 def test_more_than_there_are_is_an_error(driver, tmp_path):

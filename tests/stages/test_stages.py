@@ -25,7 +25,7 @@ from seam.stages.finetune import finetune
 from seam.stages.pretrain import pretrain
 from seam.stages.sample import sample
 from seam.stages.search import search
-from seam.stages.target import quantized, set_steps
+from seam.stages.target import calibrate, quantized
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,16 +190,24 @@ def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_pat
         assert 100 * unpack(hits[key], 359).mean() == pytest.approx(metrics[key], abs=1e-4)
 
 
-def test_finetuning_begins_with_steps_that_fit_the_images(quick, tmp_path):
+@pytest.mark.parametrize("level", ["steps", "output", "norm"])
+def test_finetuning_begins_with_its_level_of_calibration(quick, tmp_path, monkeypatch, level):
     weights, job, cpu = pretrained(quick), Job("resnet", "uniform", "w3a3", 0), torch.device("cpu")
-    sample(quick, "resnet", "uniform", weights, tmp_path / "proxy")
-    search(quick, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
-    finetune(quick, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
-    start = quantized(quick, "resnet", weights, tmp_path / "search/policy.json", cpu)
-    set_steps(start, quick.finetune.seed, cpu)
+    still = {"finetune__lr": 1e-9, "finetune__step_lr": 1e-9, "finetune__epochs": 1, "pretrain__epochs": 1}
+    params = smoke(tmp_path, monkeypatch, finetune__calibration=level, **still)
+    sample(params, "resnet", "uniform", weights, tmp_path / "proxy")
+    search(params, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    finetune(params, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
     tuned = io.load_tensors(tmp_path / "finetune/model.safetensors")
-    steps = {name: value for name, value in start.network.state_dict().items() if name.endswith("log_step")}
-    assert steps and all((tuned[name] - value).abs().max() < 1 for name, value in steps.items())  # a factor of e
+
+    def distance(start):
+        """Between the finetuned network and one that was only calibrated."""
+        model = quantized(params, "resnet", weights, tmp_path / "search/policy.json", cpu)
+        calibrate(model, start, 512, params.finetune.seed, cpu)
+        return max((tuned[k].float() - v.float()).abs().max().item() for k, v in model.network.state_dict().items())
+
+    assert distance(level) < 1e-4
+    assert all(distance(other) > 1e-2 for other in ("steps", "output", "norm") if other != level)
 
 
 def test_the_level_of_calibration_concerns_the_policy_before_finetuning(quick, tmp_path, monkeypatch):

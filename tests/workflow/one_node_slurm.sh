@@ -7,16 +7,25 @@
 set -euo pipefail
 folder=$(realpath "$2")
 
-if [ "$1" = stop ]; then
+stop() {
     for name in slurmctld slurmd munged; do
         [ ! -f "$folder/$name.pid" ] || kill "$(cat "$folder/$name.pid")" || true
     done
     for name in slurm.conf gres.conf; do
         [ "$(readlink "/etc/slurm/$name")" != "$folder/$name" ] || rm "/etc/slurm/$name"
     done
+}
+
+if [ "$1" = stop ]; then
+    stop
     exit
 fi
 
+if [ -e /etc/slurm/slurm.conf ]; then
+    echo "/etc/slurm/slurm.conf is there: this machine belongs to a cluster" >&2
+    exit 1
+fi
+trap stop ERR
 mkdir -p "$folder/state" "$folder/spool"
 (umask 077 && head --bytes 1024 /dev/urandom > "$folder/munge.key")
 cat > "$folder/slurm.conf" << END
@@ -57,4 +66,4 @@ for _ in $(seq 50); do
 done
 sinfo
 tail --lines 20 "$folder"/slurm*.log
-exit 1
+false

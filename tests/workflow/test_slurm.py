@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
     try:
         job = running(process, "search")
         time.sleep(10)  # it trains by then
+        ended = datetime.now(UTC)
         subprocess.run(["scancel", job], check=True)
         while not (kept := list((root / "results/smoke/.resume").glob("[!.]*.safetensors"))):
             assert process.poll() is None
@@ -79,6 +81,8 @@ def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
         process.kill()
     assert process.returncode == 0, said
     assert "Trying to restart job" in said
+    cost = json.loads((root / policy).with_name("cost.json").read_text())
+    assert datetime.fromisoformat(cost["started"]) < ended  # it counts from the first process's start
     assert (root / policy).exists() and not list((root / "results/smoke/.resume").iterdir())
     alone = copy_repository(tmp_path / "alone")
     shutil.copy(root / "long.yaml", alone)
