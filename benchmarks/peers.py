@@ -134,7 +134,8 @@ def with_mct(model, batches, policy: str, budget: str, bits: tuple[int, ...], me
         return ([x] for x in batches)
 
     if method == "gptq":
-        config = mct.gptq.get_pytorch_gptq_config(n_epochs=options.epochs, use_hessian_based_weights=False)
+        alike = {"use_hessian_based_weights": False, "use_hessian_sample_attention": False}
+        config = mct.gptq.get_pytorch_gptq_config(n_epochs=options.epochs, **alike)
         found = mct.gptq.pytorch_gradient_post_training_quantization(
             traceable(model), images, gptq_config=config, **given
         )
