@@ -119,7 +119,8 @@ def plan(params: Params, measured: Path | None = None) -> dict[str, Any]:
     for kind, of_kind in kinds.items():
         start = content["start"] if any(term.of["what"] != "nothing" for term in of_kind) else 0.0
         seconds = start + sum(lines[term.key].at(term.steps) for term in of_kind)
-        jobs.append({**kind._asdict(), "seconds": round(seconds, 2)})
+        trains = any(lines[term.key].step for term in of_kind)  # else it takes no steps, and looks at its images once
+        jobs.append({**kind._asdict(), "steps": kind.steps * trains, "seconds": round(seconds, 2)})
     wide = [(job, schedule.processes(params, job["stage"], job["search"])) for job in jobs]
     cores = [n * min(schedule.threads(params, j["stage"], j["search"]), content["cores"]) for j, n in wide]
     gpus = [n * schedule.on_device(params, j["stage"], j["search"]) * (content["device"] == "cuda") for j, n in wide]
