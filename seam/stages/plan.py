@@ -410,7 +410,7 @@ def _through(taken: Callable[[int], float], few: int, many: int) -> Line:
     """The line through two runs; a first one, in which memory is fetched, does not count."""
     taken(few)
     low, high = taken(few), taken(many)
-    step = max(0.0, (high - low) / (many - few))
+    step = max(1e-6, (high - low) / (many - few))  # never none: that says that nothing is trained
     return Line(max(0.0, low - few * step), step)
 
 
