@@ -125,9 +125,14 @@ def one_step(case: str, kind: str, device: str, precision: str, repeats: str) ->
 def search(options, done, record) -> None:
     if ("search", "resnet50@224", "fp32") in done:
         return
+    import timm
+
+    from seam.io import save_tensors
+
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "seam", "search", "resnet50", "--data", "digits", "--budget", "w4a4"]
-        command += ["--method", "jacobian", "--device", options.device, "-o", f"{folder}/policy.json"]
+        save_tensors(f"{folder}/random.safetensors", timm.create_model("resnet50").state_dict())
+        command = [sys.executable, "-m", "seam", "search", "--model", "resnet50", "--weights", "random.safetensors"]
+        command += ["--method", "jacobian", "--size", "224", "--device", options.device, "-o", "policy.json"]
         start = time.perf_counter()
         subprocess.run(command, check=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
         seconds = time.perf_counter() - start

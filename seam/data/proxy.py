@@ -1,7 +1,7 @@
 """The proxy of a search: which images of which dataset, at which resolution."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,16 @@ from seam.errors import SeamError
 from seam.settings import Proxy
 
 LARGEST = 224  # pixels: no proxy image is larger unless asked for
+
+
+def image_size(proxy: Proxy, target: Iterable[int]) -> list[int]:
+    """(H, W) of a proxy's images: as it says, else the target's, at most 224 pixels a side."""
+    return [proxy.image_size] * 2 if proxy.image_size else [min(side, LARGEST) for side in target]
+
+
+def count(proxy: Proxy, available: int) -> int:
+    """Images that a proxy asks for, of so many that its dataset has."""
+    return proxy.count or (round(proxy.fraction * available) if proxy.fraction else available)
 
 
 def describe_proxy(
@@ -35,11 +45,11 @@ def describe_proxy(
     from seam.data.fetch import labels as read_labels
     from seam.data.sampling import NEED_FEATURES, sample_indices
 
-    size = [proxy.image_size] * 2 if proxy.image_size else [min(side, LARGEST) for side in target["image_size"]]
+    size = image_size(proxy, target["image_size"])
     parts = ("train", "test") if proxy.split == "all" else ("train",)
     available = sum(manifest[part]["count"] for part in parts)
     counts = np.sum([manifest[part]["per_class"] for part in parts], axis=0)
-    wanted = proxy.count or (round(proxy.fraction * available) if proxy.fraction else available)
+    wanted = count(proxy, available)
     if not 1 <= wanted <= available:
         raise SeamError(f"proxy: asks for {wanted} images of {proxy.dataset}, which has {available} ({proxy.split})")
     indices = None

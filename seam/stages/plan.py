@@ -23,11 +23,11 @@ from pydantic import Field
 
 from seam import io
 from seam.calibration.levels import calibrate
+from seam.data import proxy as proxies
 from seam.data.datasets import DATASETS
 from seam.data.fetch import described, places
 from seam.data.image_sets import ImageSet, TensorSet
 from seam.data.loaders import load
-from seam.data.proxy import LARGEST
 from seam.errors import SeamError
 from seam.experiment import schedule
 from seam.experiment.graph import nodes
@@ -265,11 +265,11 @@ class Grid:
             return 0
         sizes = _sizes(self.params, proxy.dataset, proxy.path)
         available = sizes.train + sizes.test * (proxy.split == "all")
-        return proxy.count or (round(proxy.fraction * available) if proxy.fraction else available)
+        return proxies.count(proxy, available)
 
     def proxy_shape(self, proxy: Proxy) -> tuple[int, int, int]:
         channels, *sides = self.target.shape
-        return channels, *([proxy.image_size] * 2 if proxy.image_size else [min(side, LARGEST) for side in sides])
+        return channels, *proxies.image_size(proxy, sides)
 
     def bytes(self) -> int:
         """Of the weights of all models and policies, and of two checkpoints of the largest model's training."""
