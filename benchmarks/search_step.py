@@ -51,7 +51,7 @@ def measure(case: str, kind: str, steps: int, threads: int, device: str = "cpu",
     from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
     from seam.runtime.process import keep_memory
-    from seam.search.joint import parameter_groups
+    from seam.search.joint import OWN, parameter_groups
     from seam.settings import Finetune, Model, SearchSettings
     from seam.training.margin import MarginLoss
     from seam.training.supervised import training_groups
@@ -69,7 +69,7 @@ def measure(case: str, kind: str, steps: int, threads: int, device: str = "cpu",
     x = torch.randn(batch, channels, size, size).to(device, memory_format=torch.channels_last)
     y = torch.randint(0, 10, (batch,)).to(device)
     autocast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bfloat16)
-    settings = SearchSettings()
+    settings = SearchSettings().filled(**OWN)
     if not kind.startswith("fp32"):
         use_kernels("eager" if kind.endswith("eager") else "compiled", (1, len(settings.bits)), device)
     if kind.startswith("search"):
