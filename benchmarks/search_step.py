@@ -51,7 +51,8 @@ def measure(case: str, kind: str, steps: int, threads: int, device: str = "cpu",
     from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
     from seam.runtime.process import keep_memory
-    from seam.search.joint import OWN, parameter_groups
+    from seam.search.joint import OWN
+    from seam.search.training import parameter_groups
     from seam.settings import Finetune, Model, SearchSettings
     from seam.training.margin import MarginLoss
     from seam.training.supervised import training_groups

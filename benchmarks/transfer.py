@@ -42,7 +42,7 @@ def cases() -> list[tuple]:
     for proxy in ("digits", "cifar10"):
         found += [case(name, proxy) for name in ("sensitivity", "hawq", "fit", "sqnr")]
         found += [case("sensitivity kl", proxy, options={"distance": "kl"})]
-        found += [case(name, proxy, images=512) for name in ("joint", "limpq")]
+        found += [case(name, proxy, images=512) for name in ("joint", "gmpq", "limpq")]
     return found
 
 

@@ -36,7 +36,7 @@ ThreadsOfSearch = Annotated[
         show_default=str(SPARED),
     ),
 ]
-TRAINING = ("joint", "limpq", "seam")  # methods whose steps are long enough to gain by every core
+TRAINING = ("gmpq", "joint", "limpq", "seam")  # methods whose steps are long enough to gain by every core
 FEW_STEPS = 50  # of finetuning, below which it seldom helps
 DATA_ROOT = Path("data")
 
@@ -90,7 +90,7 @@ def search(
     method: Annotated[
         str,
         typer.Option(
-            help="jacobian, sensitivity, hawq, fit, sqnr (no training), seam, joint, limpq, uniform or random "
+            help="jacobian, sensitivity, hawq, fit, sqnr (no training), seam, joint, gmpq, limpq, uniform or random "
             "(docs/methods.md)."
         ),
     ] = "jacobian",

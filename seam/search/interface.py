@@ -22,7 +22,7 @@ from typing import Any
 
 from seam.errors import SeamError, unknown
 
-_NOT_METHODS = {"__init__", "interface", "problem", "tensors"}
+_NOT_METHODS = {"__init__", "interface", "problem", "tensors", "training"}
 METHODS = tuple(sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in _NOT_METHODS))
 
 

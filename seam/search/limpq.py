@@ -16,11 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from seam.quant.fused_activations import clamp_in_quantizers
-from seam.quant.mixture import Mixture
-from seam.runtime.progress import phase
-from seam.search.joint import parameter_groups
 from seam.search.problem import Problem
-from seam.training.loop import fit
+from seam.search.training import mixture, parameter_groups, train
 
 DATA = True
 CLASSIFIER = True
@@ -29,38 +26,18 @@ _SURE = 60.0  # nats: the drawn bit-width has all of the probability in float32
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the learned steps of each layer's weight and input."""
-    settings, images, device = problem.settings, problem.images, problem.device
-    with problem.meter.part("setup"), phase("calibrate"):
-        net = Mixture(problem.model, problem.layers, settings.bits)
-        first = images.batches(settings.calibration_images, seed=problem.seed, device=device)
-        net.calibrate([next(iter(first))])
+    net = mixture(problem)
     logits = [net.weight_logits, net.input_logits]
 
     def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         for table in logits:
-            drawn = torch.randint(table.shape[1], (len(table),)).to(device)
+            drawn = torch.randint(table.shape[1], (len(table),)).to(problem.device)
             table.data.copy_(_SURE * F.one_hot(drawn, table.shape[1]))
         return F.cross_entropy(net(x), y), {}
 
-    weights, steps, _ = parameter_groups(net, settings)
-    with clamp_in_quantizers(problem.model, images.shape):
-        problem.history += fit(
-            module=net,
-            loss=loss,
-            images=images,
-            epochs=settings.epochs,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            augment=settings.augment,
-            groups=[weights, steps],
-            seed=problem.seed,
-            device=device,
-            meter=problem.meter,
-            resume=problem.resume,
-            live=problem.live,
-            label="search",
-            section="search",
-        )
+    weights, steps, _ = parameter_groups(net, problem.settings)
+    with clamp_in_quantizers(problem.model, problem.images.shape):
+        train(problem, net, loss, [weights, steps])
     net.refresh()
     of_weights = torch.stack([steps.detach().mean(1) for steps in net.weight_steps]).double().cpu().numpy()
     of_inputs = net.input_steps.detach()[net.group].double().cpu().numpy()

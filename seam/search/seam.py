@@ -28,14 +28,11 @@ import torch.nn.functional as F
 from seam.errors import unknown
 from seam.models.features import capture_features, feature_count
 from seam.quant.fused_activations import clamp_in_quantizers
-from seam.quant.mixture import Mixture
 from seam.runtime.distributed import processes
-from seam.runtime.progress import phase
 from seam.search import jacobian
 from seam.search.problem import Problem, solve
-from seam.training.loop import fit
+from seam.search.training import decided, mixture, parameter_groups, train
 from seam.training.margin import MarginLoss
-from seam.training.optimizers import Group
 
 DATA = True
 OWN = {"margin_weight": 0.1, "budget_weight": 20.0, "logit_lr": 0.05}
@@ -50,13 +47,11 @@ def preferences(problem: Problem) -> np.ndarray:
         raise unknown("start", str(start), ("jacobian", "zero"), "options")
     full = copy.deepcopy(problem.model).eval()
     first = _first_policy(problem) if start == "jacobian" else None
-    with problem.meter.part("setup"), phase("calibrate"):
-        problem.model.requires_grad_(False)
-        net = Mixture(problem.model, problem.layers, settings.bits)
-        net.calibrate([next(iter(images.batches(settings.calibration_images, seed=problem.seed, device=device)))])
-        if first is not None:
-            net.start(first, _START)
-        margins = [MarginLoss(len(images.classes), feature_count(problem.model)).to(device) for _ in range(2)]
+    problem.model.requires_grad_(False)
+    net = mixture(problem)
+    if first is not None:
+        net.start(first, _START)
+    margins = [MarginLoss(len(images.classes), feature_count(problem.model)).to(device) for _ in range(2)]
 
     def loss(x: torch.Tensor, y: torch.Tensor, done: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         net.temperature = settings.temperature**done
@@ -72,38 +67,14 @@ def preferences(problem: Problem) -> np.ndarray:
             total = total + settings.margin_weight * lost
         return total, {"moved": moved, "margin": lost, "budget": spent, "entropy": net.entropy()}
 
-    logits = [net.weight_logits, net.input_logits]
-    steps = [p for name, p in net.named_parameters() if name.endswith(("log_step", "log_steps"))]
+    _, *groups = parameter_groups(net, settings)  # the weights stay
     with (
         clamp_in_quantizers(problem.model, images.shape),
         capture_features(problem.model) as kept,
         capture_features(full) as wanted,
     ):
-        problem.history += fit(
-            module=torch.nn.ModuleList([net, *margins]),
-            loss=loss,
-            images=images,
-            epochs=settings.epochs,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            augment=settings.augment,
-            groups=[
-                Group(steps, settings.step_lr, "adam", key="step_lr"),
-                Group(logits, settings.logit_lr, "adam", schedule="constant", key="logit_lr"),
-            ],
-            seed=problem.seed,
-            device=device,
-            meter=problem.meter,
-            resume=problem.resume,
-            live=problem.live,
-            label="search",
-            section="search",
-            frozen=[problem.model],
-        )
-    net.temperature = settings.temperature
-    net.refresh()
-    problem.report["logit_entropy"] = round(net.entropy().item(), 4)
-    return net.preferences()
+        train(problem, torch.nn.ModuleList([net, *margins]), loss, groups, frozen=[problem.model])
+    return decided(problem, net)
 
 
 def _first_policy(problem: Problem) -> list[tuple[int, int]]:
