@@ -14,12 +14,13 @@ from seam.policy.budget import parse_budget
 from seam.runtime.distributed import processes, rank
 from seam.runtime.meter import Meter
 from seam.runtime.process import set_up
-from seam.search import joint, seam
+from seam.search import fit, hawq, jacobian, joint, seam, sensitivity
 from seam.search.problem import Problem, solve
 from seam.settings import SearchSettings, Training
 from seam.training.supervised import train
 
 BITS = (2, 3, 4, 5, 6)
+_OPTIONS = {jacobian: {"images": 40, "directions": "centroids"}, fit: {"images": 40}, hawq: {"images": 40}}
 
 
 def jobs(folder: str) -> dict:
@@ -45,6 +46,14 @@ def jobs(folder: str) -> dict:
         weights = sum(value.double().abs().sum().item() for value in model.state_dict().values())
         counts = [meter.images, meter.forwards, meter.steps, meter.epochs]
         found[name] = {"history": rows, "policy": policy, "counts": counts, "weights": weights}
+    for method in (jacobian, fit, hawq, sensitivity):  # without training
+        torch.manual_seed(0)
+        model, meter = timm.create_model("test_resnet", num_classes=10, in_chans=1), Meter(device)
+        layers = find_layers(model, (1, 8, 8))
+        settings = SearchSettings(bits=BITS, calibration_images=40, kernels="eager", options=_OPTIONS.get(method, {}))
+        budgets = [parse_budget("w3a3", layers, BITS)]
+        table = method.preferences(Problem(model, layers, images, budgets, settings, 0, device, meter))
+        found[method.__name__] = {"table": table.tolist(), "counts": [meter.images, meter.forwards]}
     for name, batch_size, given in (("odd", 31, images), ("few", 32, images.subset([0]))) if processes() > 1 else ():
         try:
             train(model, Training(epochs=1, batch_size=batch_size), given, 0, device, meter, section="search")

@@ -10,15 +10,17 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from seam.runtime.progress import be_quiet
+from seam.runtime.progress import be_quiet, progress
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def processes() -> int:
@@ -100,6 +102,25 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     flat /= processes()
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view(gradient.shape))
+
+
+def share_out(jobs: Sequence[T], do: Callable[[T], Tensor], like: Tensor, label: str) -> Tensor:
+    """The sum of what `do` makes of each job, a tensor like `like`; each job is done by one of the processes.
+
+    The terms are added in the order of the jobs: the same bits for any number of processes. label: of the progress bar.
+    """
+    terms = like.new_zeros(len(jobs), *like.shape)
+    mine = range(rank(), len(jobs), processes())
+    for i in progress(mine, len(mine), label):
+        terms[i] = do(jobs[i])
+    if processes() > 1:
+        import torch
+
+        torch.distributed.all_reduce(terms)  # all but one of the processes add 0
+    result = like.new_zeros(like.shape)
+    for term in terms:
+        result += term
+    return result
 
 
 def greatest(number: int, device: torch.device) -> int:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seam.models.shared_inputs import weight_parameter
-from seam.runtime.progress import progress
+from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
 from seam.search.tensors import Watched, check_unchanged, counts, falling, watch_tensors
 
@@ -65,40 +65,43 @@ def trace_times_error(problem: Problem, traces: Traces, label: str) -> np.ndarra
         watched = watch_tensors(problem, x)
     layers, width = list(watched.values()), len(problem.settings.bits)
     weights = [weight_parameter(one.layer).requires_grad_() for one in layers]
-    noise = torch.Generator(problem.device).manual_seed(problem.seed)
-    curvature = torch.zeros(2, len(layers), dtype=torch.float64, device=x.device)
-    squares = torch.zeros(2, len(layers), width, dtype=torch.float64, device=x.device)
-    elements = torch.ones(2, len(layers), 1, dtype=torch.float64, device=x.device)
+    seeds = np.random.default_rng(problem.seed).integers(2**32, size=len(x)).tolist()
+    batches = [*zip(x.split(BATCH), seeds, strict=False)]
+
+    def sums(job: tuple[Tensor, int]) -> Tensor:
+        """[L, 3 + B] traces by way of weights and of inputs, the inputs' elements and squared errors, of a batch."""
+        batch, seed = job
+        noise = torch.Generator(x.device).manual_seed(seed)
+        with torch.enable_grad():
+            logits = model(batch).float()
+            reads = [(one.group, read) for one in layers for read in one.reads]
+            found = traces(logits, [*weights, *(read for _, read in reads)], draws, noise)
+        check_unchanged(watched)
+        result = torch.zeros(len(layers), 3 + width, dtype=torch.float64, device=x.device)
+        result[:, 0] = found[: len(layers)]
+        result[:, 1].index_add_(0, torch.tensor([group for group, _ in reads], device=x.device), found[len(layers) :])
+        _add_input_errors(layers, result[:, 2], result[:, 3:])
+        for one in layers:
+            one.forget()
+        return result
+
     with problem.meter.part("sensitivity"):
-        batches = x.split(BATCH)
-        for batch in progress(batches, len(batches), label):
-            with torch.enable_grad():
-                logits = model(batch).float()
-                reads = [(one.group, read) for one in layers for read in one.reads]
-                found = traces(logits, [*weights, *(read for _, read in reads)], draws, noise)
-            check_unchanged(watched)
-            curvature[0] += found[: len(layers)]
-            curvature[1].index_add_(
-                0, torch.tensor([group for group, _ in reads], device=x.device), found[len(layers) :]
-            )
-            _add_input_errors(layers, squares[1], elements[1], len(batch))
-            for one in layers:
-                one.forget()
-            problem.meter.look(len(batch), forwards=1 + 2 * draws + width)
-    for i, one in enumerate(layers):
-        squares[0, i] = torch.stack([error.double().square().sum() for error in one.errors])
-        elements[0, i] = one.errors[0].numel()
-    squares[1] /= count
-    errors = curvature.clamp(min=0)[:, :, None] / (count * draws) * squares / elements
+        like = torch.zeros(len(layers), 3 + width, dtype=torch.float64, device=x.device)
+        of_weights, of_inputs, elements, *squares = share_out(batches, sums, like, label).unbind(1)
+    problem.meter.look(count, forwards=1 + 2 * draws + width)
+    inputs = torch.stack(squares, dim=1) / elements.clamp(min=1)[:, None]
+    own = torch.stack([torch.stack([error.double().square().mean() for error in one.errors]) for one in layers])
+    traced = torch.stack([of_weights, of_inputs]).clamp(min=0) / (count * draws)
+    errors = traced[:, :, None] * torch.stack([own, inputs])
     errors = np.apply_along_axis(falling, 2, errors.cpu().numpy())
     return -(errors[0][:, :, None] + errors[1][:, None, :])
 
 
 @torch.no_grad()
-def _add_input_errors(layers: Sequence[Watched], squares: Tensor, elements: Tensor, count: int) -> None:
-    """Add a batch's squared errors of what each group's first layer read; note how many elements an image has of it."""
+def _add_input_errors(layers: Sequence[Watched], elements: Tensor, squares: Tensor) -> None:
+    """Add the elements [L] of what each group's first layer has read, and its squared errors [L, B]."""
     for i, one in enumerate(layers):
-        if one.group == i:
+        for read in one.reads if one.group == i else ():
+            elements[i] += read.numel()
             for b in range(squares.shape[1]):
-                squares[i, b] += sum(one.inputs.error(read, b).double().square().sum() for read in one.reads)
-            elements[i] = sum(read.numel() for read in one.reads) / count
+                squares[i, b] += one.inputs.error(read, b).double().square().sum()

@@ -31,10 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seam.errors import SeamError, unknown
-from seam.models.features import capture_features, extract_features
+from seam.models.features import capture_features, extract_features, feature_count
 from seam.models.find import classifier_layer
 from seam.models.shared_inputs import watch
-from seam.runtime.progress import progress
+from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
 from seam.search.tensors import Watched, check_unchanged, counts, falling, watch_tensors
 
@@ -53,25 +53,29 @@ def preferences(problem: Problem) -> np.ndarray:
     count = min(count, len(problem.images))
     x, labels = next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))
     with problem.meter.part("setup"):
-        across = _directions(problem, x, labels)
+        across = _across(problem, x, labels)
         watched = watch_tensors(problem, x)
     noise = torch.Generator(problem.device).manual_seed(problem.seed)
+    batches = [(part, _directions(problem, len(part), draws, across, noise)) for part in x.split(BATCH)]
     errors = torch.zeros(2, len(watched), len(settings.bits), dtype=torch.float64, device=problem.device)
+
+    def squares(batch: tuple[Tensor, Tensor]) -> Tensor:
+        _propagate(model, *batch, watched)
+        found = _squares(watched, len(batch[0]))
+        for one in watched.values():
+            one.forget()
+        return found
+
     with problem.meter.part("sensitivity"):
-        batches = x.split(BATCH)
-        for batch in progress(batches, len(batches), "jacobian"):
-            _propagate(model, batch, watched, across, draws, noise)
-            errors += _squares(watched, len(batch))
-            for one in watched.values():
-                one.forget()
-            # A forward pass; a backward pass without gradients of weights for each draw; all layers for each bit-width.
-            problem.meter.look(len(batch), forwards=1 + draws + len(settings.bits))
+        errors = share_out(batches, squares, errors, "jacobian")
+    # A forward pass; a backward pass without gradients of weights for each draw; all layers for each bit-width.
+    problem.meter.look(count, forwards=1 + draws + len(settings.bits))
     # More bits are never worse; where estimates say so it is noise.
     errors = np.apply_along_axis(falling, 2, errors.cpu().numpy() / (count * draws))
     return -(errors[0][:, :, None] + errors[1][:, None, :])
 
 
-def _directions(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:
+def _across(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:
     """[K, F] what u_i gets more of, a random number times each row: with the weight of all directions (F) in all."""
     kind = problem.settings.options.get("directions", "features")
     if kind not in ("features", "centroids", "classifier"):
@@ -90,15 +94,21 @@ def _directions(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:
     return rows * (rows.shape[1] ** 0.5 / rows.norm())
 
 
-def _propagate(
-    model: nn.Module,
-    x: Tensor,
-    watched: Mapping[str, Watched],
-    across: Tensor | None,
-    draws: int,
-    noise: torch.Generator,
-) -> None:
-    """One forward pass of images x and `draws` backward passes: leaves in `watched` what they read, and gradients."""
+def _directions(problem: Problem, count: int, draws: int, across: Tensor | None, noise: torch.Generator) -> Tensor:
+    """[draws, count, F] u_i of `count` images."""
+    found = torch.empty(draws, count, feature_count(problem.model), device=problem.device)
+    for u in found:
+        torch.randn(u.shape, generator=noise, out=u)
+        if across is not None:
+            u += torch.randn(count, len(across), generator=noise, device=u.device) @ across
+    return found
+
+
+def _propagate(model: nn.Module, x: Tensor, directions: Tensor, watched: Mapping[str, Watched]) -> None:
+    """One forward pass of images x and a backward pass for each of the draws of directions [draws, N, F].
+
+    Leaves in `watched` what layers read, and gradients.
+    """
     with (
         torch.enable_grad(),
         capture_features(model) as features,
@@ -108,10 +118,7 @@ def _propagate(
         z = F.normalize(features[-1].float(), dim=1)
         reads = [read for one in watched.values() for read in one.reads]
         gradients = []
-        for left in reversed(range(draws)):
-            u = torch.randn(z.shape, generator=noise, device=z.device)
-            if across is not None:
-                u = u + torch.randn(len(z), len(across), generator=noise, device=z.device) @ across
+        for left, u in zip(reversed(range(len(directions))), directions, strict=True):
             gradients.append(torch.autograd.grad((u * z).sum(), reads, retain_graph=left > 0, allow_unused=True))
     found = zip(*gradients, strict=True)
     check_unchanged(watched)

@@ -30,7 +30,7 @@ from seam.errors import unknown
 from seam.models.features import capture_features
 from seam.quant.apply import calibrate, quantize
 from seam.quant.quantizer import weight_quantizer
-from seam.runtime.progress import progress
+from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
 
 DATA = True
@@ -51,31 +51,35 @@ def preferences(problem: Problem) -> np.ndarray:
     if distance not in _DISTANCES:
         raise unknown("distance", str(distance), tuple(_DISTANCES), "options")
     answer, far = _DISTANCES[distance]
-    errors = np.zeros((2, len(names), len(settings.bits)))  # of weights, of inputs
     searched = [layer for layer in problem.layers if not layer.fixed]
-    jobs = [(j, batch) for j in range(len(settings.bits)) for batch in batches]
-    with problem.meter.part("sensitivity"):
-        for j, (x, _) in progress(jobs, len(jobs), "sensitivity"):
-            if x is batches[0][0]:
-                net = quantize(copy.deepcopy(model), dict.fromkeys(names, (settings.bits[j],) * 2), searched)
-                calibrate(net, batches)
-                modules = dict(net.named_modules())
-                quantizers = [(weight_quantizer(modules[name]), modules[name].input_quantizer) for name in names]
-                for quantizer in (q for pair in quantizers for q in pair):
-                    quantizer.enabled = False
+    first = [problem.groups.index(group) for group in problem.groups]
+    # A shared input's error is counted once, with the group's first layer.
+    tensors = [(i, kind) for i in range(len(names)) for kind in (0, 1) if kind == 0 or first[i] == i]
+    errors = torch.zeros(2, len(names), len(settings.bits), dtype=torch.float64, device=problem.device)
+
+    def measured(j: int) -> Tensor:
+        """The errors of one bit-width."""
+        net = quantize(copy.deepcopy(model), dict.fromkeys(names, (settings.bits[j],) * 2), searched)
+        calibrate(net, batches)
+        modules = dict(net.named_modules())
+        quantizers = [(weight_quantizer(modules[name]), modules[name].input_quantizer) for name in names]
+        for quantizer in (q for pair in quantizers for q in pair):
+            quantizer.enabled = False
+        found = torch.zeros_like(errors)
+        for x, _ in batches:
             known: dict[str, list[Tensor]] = {}
             with _outputs(modules, names, known):
                 reference = answer(net, x)
-            problem.meter.look(len(x))
-            for i, pair in enumerate(quantizers):
+            for i, kind in tensors:
                 with _replayed(modules, names[:i], known):
-                    for kind, quantizer in enumerate(pair):
-                        if kind and problem.groups.index(problem.groups[i]) != i:
-                            continue  # a shared input: its error is counted once, with the group's first layer
-                        quantizer.enabled = True
-                        errors[kind, i, j] += far(answer(net, x), reference).item() / count
-                        quantizer.enabled = False
-                        problem.meter.look(len(x))
+                    quantizers[i][kind].enabled = True
+                    found[kind, i, j] += far(answer(net, x), reference).item() / count
+                    quantizers[i][kind].enabled = False
+        return found
+
+    with problem.meter.part("sensitivity"):
+        errors = share_out(range(len(settings.bits)), measured, errors, "sensitivity").cpu().numpy()
+    problem.meter.look(count * len(settings.bits) * (1 + len(tensors)))
     return -(errors[0][:, :, None] + errors[1][:, None, :])
 
 

@@ -64,6 +64,14 @@ def test_two_processes_end_as_one_does(both, job):
         assert found == pytest.approx(row, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["jacobian", "fit", "hawq", "sensitivity"])
+def test_searches_without_training_share_their_work_and_end_with_the_same_bits(both, method):
+    """Three batches, or five bit-widths, are two shares of unequal length."""
+    one, several = both[0][f"seam.search.{method}"], [result[f"seam.search.{method}"] for result in both[1]]
+    assert several == [one, one]
+    assert min(min(row) for layer in one["table"] for row in layer) < 0
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a trained network, a proxy, and a policy searched in one process."""
