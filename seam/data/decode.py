@@ -2,9 +2,11 @@
 
 import os
 import warnings
+from io import BytesIO
 
 import numpy as np
 
+from seam.data.archives import Member
 from seam.errors import SeamError
 
 # Pillow's modes of 8 bits or fewer; it brings files of 16-bit colours to them itself, by the higher byte.
@@ -16,17 +18,23 @@ def open_image(path: str):
     """An image file as Pillow opens it. SeamError names one that is none, or that is too large to decode."""
     from PIL import Image
 
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
+    packed = isinstance(path, Member)
+    if not packed and os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
         raise SeamError(f"{path}: not a file; delete it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(BytesIO(path.read()) if packed else path)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         limit = Image.MAX_IMAGE_PIXELS / 1e6
         raise SeamError(f"{path}: more than {limit:.0f} million pixels; make the image smaller, or delete it") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise SeamError(f"{path}: corrupt, or not an image ({error}); replace or delete it") from None
+
+
+def file_size(path: str) -> int:
+    """Bytes of an image file, in a folder or in an archive."""
+    return path.size if isinstance(path, Member) else os.stat(path).st_size
 
 
 def read_image(path: str, channels: int):

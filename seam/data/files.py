@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seam.data.archives import read_index
 from seam.data.datasets import DatasetInfo
-from seam.data.decode import is_deep, open_image, read_image, unreadable
+from seam.data.decode import file_size, is_deep, open_image, read_image, unreadable
 from seam.data.readers import SPLITS, Arrays, Files, Reader
 from seam.errors import SeamError
 from seam.runtime.progress import progress
@@ -21,10 +22,12 @@ LARGE_SIZE = (224, 224)  # what images of many sizes are cropped to unless told 
 
 
 def class_folders(base: Path) -> dict[str, Path] | None:
-    """The folders of the two splits if `base` has train/ and test/ (or val/), else None."""
-    train = base / "train"
-    test = next((base / name for name in ("test", "val") if (base / name).is_dir()), None)
-    return {"train": train, "test": test} if train.is_dir() and test else None
+    """The folders of the two splits if `base` has train/ and test/ (or val/), or archives of them, else None."""
+    places = [base / f"{name}{kind}" for name in ("train", "test", "val") for kind in ("", ".tar")]
+    there = [place for place in places if (place.is_file() if place.suffix == ".tar" else place.is_dir())]
+    train = next((place for place in there if place.name.removesuffix(".tar") == "train"), None)
+    test = next((place for place in there if place.name.removesuffix(".tar") != "train"), None)
+    return {"train": train, "test": test} if train and test else None
 
 
 class FilesReader(Reader):
@@ -57,8 +60,7 @@ class FilesReader(Reader):
         for split in set(splits) - set(self._lines):
             try:
                 self._lines[split] = [
-                    f"{os.path.relpath(path, self.base)}\t{os.stat(path).st_size}\n"
-                    for path in self.splits[split].paths
+                    f"{os.path.relpath(path, self.base)}\t{file_size(path)}\n" for path in self.splits[split].paths
                 ]
             except OSError as error:
                 raise SeamError(f"{error.filename}: listed by the dataset, but {error.strerror}") from None
@@ -106,16 +108,32 @@ def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
     folders = class_folders(base)
     if folders is None:
         raise SeamError(f"{base}: must have the folders train/ and val/ (or test/), each with one folder a class")
-    classes = subfolders(folders["train"])
+    classes = classes_in(folders["train"], cache)
     if not classes:
         raise SeamError(f"{folders['train']}: no class folders; put each class's images in a folder of its name")
-    strangers = sorted(set(subfolders(folders["test"])) - set(classes))
+    strangers = sorted(set(classes_in(folders["test"], cache)) - set(classes))
     if strangers:
         raise SeamError(f"{folders['test']}: classes that train/ has not: {', '.join(strangers[:10])}")
-    splits = {split: list_images(folder, classes) for split, folder in folders.items()}
+    splits = {split: images_in(folder, classes, cache) for split, folder in folders.items()}
     if not splits["test"].paths:
         raise SeamError(f"{folders['test']}: no images in its class folders")
     return FilesReader(base, cache, splits, classes, info)
+
+
+def classes_in(place: Path, cache: Path) -> list[str]:
+    """The classes of a split's folder or archive."""
+    if place.suffix == ".tar":
+        return read_index(place, cache).classes
+    return subfolders(place)
+
+
+def images_in(place: Path, classes: list[str], cache: Path) -> Files:
+    """The images of a split's folder or archive, with labels among `classes`."""
+    if place.suffix != ".tar":
+        return list_images(place, classes)
+    index = read_index(place, cache)
+    numbers = np.array([classes.index(name) for name in index.classes], dtype=np.int64)
+    return Files(index.members, numbers[index.labels])
 
 
 def subfolders(folder: Path) -> list[str]:
