@@ -9,11 +9,7 @@ with the steps that the parameters and the sizes of the datasets give. What `cla
 data, and jobs that wait for each other's memory are not in it.
 """
 
-import copy
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -22,46 +18,18 @@ import torch
 from pydantic import Field
 
 from seam import io
-from seam.calibration.levels import calibrate
 from seam.data import proxy as proxies
-from seam.data.datasets import DATASETS
-from seam.data.fetch import described, places
-from seam.data.image_sets import ImageSet, TensorSet
-from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.experiment import schedule
 from seam.experiment.graph import nodes
 from seam.experiment.params import Params
 from seam.models.build import build
-from seam.models.find import find_layers
-from seam.policy.file import policy_bits
-from seam.quant.apply import quantize
-from seam.quant.kernels import use_kernels
 from seam.report.text import factor, seconds
 from seam.runtime.cores import available_cores
-from seam.runtime.meter import Meter, processor_name
-from seam.runtime.process import set_up
 from seam.runtime.progress import progress, quietly
 from seam.search.interface import image_count, load_method, needs_network
-from seam.search.problem import prepare, solve
-from seam.settings import Proxy, Shape, Training, check_shape
-from seam.stages.target import CALIBRATION_IMAGES, budgets_of, locked_layers
-from seam.training.evaluate import evaluate_each
-from seam.training.supervised import train
-
-FEW, MANY = 4, 20  # steps of the two runs whose difference gives the seconds of one
-_START = "from seam.runtime.imports import import_torch; import_torch(); import seam.stages.plan"
-_FILES = ("folder", "torchvision")  # layouts of datasets whose images are files, which take time to read
-
-
-class Line(NamedTuple):
-    """Seconds of a piece of work: `fixed`, whatever its length, and `step` for each step (or image, or iteration)."""
-
-    fixed: float
-    step: float = 0.0
-
-    def at(self, steps: float) -> float:
-        return self.fixed + self.step * steps
+from seam.settings import Proxy, Shape, check_shape
+from seam.stages.probes import Line, Probes, sizes_of, start_of_a_process, unweighted
 
 
 class Term(NamedTuple):
@@ -69,7 +37,7 @@ class Term(NamedTuple):
 
     of: dict[str, Any]
     steps: int
-    probe: Callable[[], Line]
+    probe: Callable[[Probes], Line]
 
     @property
     def key(self) -> str:
@@ -108,13 +76,12 @@ def plan(params: Params, measured: Path | None = None) -> dict[str, Any]:
         if missing := sorted(terms.keys() - lines.keys()):
             raise SeamError(f"{measured}: holds no measurement of {missing[0]}; write one for it with {_WRITE}")
     else:
-        grid.set_up()
-        lines = {}
+        probes, lines = Probes(params, grid.target, grid.tests), {}
         for key, term in progress(terms.items(), len(terms), "probe"):
             with quietly():
-                lines[key] = term.probe()
-        content = {"hardware": grid.hardware, "device": grid.device.type, "cores": available_cores()}
-        content |= {"start": round(_start_of_a_process(), 2), "unread": grid.unread}
+                lines[key] = term.probe(probes)
+        content = {"hardware": probes.hardware, "device": probes.device.type, "cores": available_cores()}
+        content |= {"start": round(start_of_a_process(), 2), "unread": probes.unread}
     jobs = []
     for kind, of_kind in kinds.items():
         start = content["start"] if any(term.of["what"] != "nothing" for term in of_kind) else 0.0
@@ -150,36 +117,15 @@ def _speedup(params: Params, jobs: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-class Sizes(NamedTuple):
-    """Of a dataset: images in train and test, classes, and (C, H, W)."""
-
-    train: int
-    test: int
-    classes: int
-    shape: tuple[int, int, int]
-
-
 class Grid:
-    """The kinds of jobs of a parameter set, how many steps each takes, and the probes of a step."""
-
-    device: torch.device
-    hardware: str
+    """The kinds of jobs of a parameter set, how many steps each takes, and how a step of each is probed."""
 
     def __init__(self, params: Params):
         self.params, target = params, params.target
-        self.unread: list[str] = []
-        sizes = _sizes(params, target.dataset, target.path)
+        sizes = sizes_of(params, target.dataset, target.path)
         side = (target.image_size,) * 2 if target.image_size else sizes.shape[1:]
         self.target = sizes._replace(shape=(sizes.shape[0], *side))
         self.tests = min(target.test_images or sizes.test, sizes.test)
-
-    def set_up(self) -> None:
-        """Make this process ready for probes."""
-        self.device = set_up(self.params.device, self.params.pretrain.threads, 0)
-        cuda = self.device.type == "cuda"
-        self.hardware = torch.cuda.get_device_name(self.device) if cuda else processor_name()
-        widths = {len(self.params.settings(search).bits) for search in self.params.grid.searches}
-        use_kernels(self.params.finetune.kernels, (1, *sorted(widths)), self.device)  # compiled once on a machine
 
     def kinds(self) -> list[Kind]:
         found: dict[tuple[str, str, str], int] = {}
@@ -212,9 +158,9 @@ class Grid:
         of |= {"shape": [*self.target.shape], "threads": threads}
 
         def term(what: str, steps: int, probe: Callable[..., Line], *given: Any, **about: Any) -> Term:
-            def measure() -> Line:
+            def measure(probes: Probes) -> Line:
                 torch.set_num_threads(min(threads, available_cores()))
-                return probe(*given)
+                return probe(probes, *given)
 
             return Term({"what": what, **of, **about}, steps, measure)
 
@@ -227,43 +173,47 @@ class Grid:
             iterations = settings.reconstruct.iterations if level == "reconstruct" else 1
             about = {"level": level, "images": count}
             return [
-                term("evaluate quantized", 2 * self.tests, self._evaluated, self._quantized, kind.model, **forward),
-                term("calibrate", iterations, self._calibrated, kind.model, level, count, **about),
+                term("evaluate quantized", 2 * self.tests, Probes.evaluated, Probes.quantized, kind.model, **forward),
+                term("calibrate", iterations, Probes.calibrated, kind.model, level, count, **about),
             ]
         training = params.pretrain if kind.stage == "pretrain" else params.finetune
-        network = self._network if kind.stage == "pretrain" else self._quantized
+        network = Probes.network if kind.stage == "pretrain" else Probes.quantized
         keys = ("batch_size", "processes", "augment", "distillation", "kernels", "batch_norm", "calibration")
         about = {key: getattr(training, key) for key in keys if hasattr(training, key)}
         found = (
-            [term(kind.stage, kind.steps, self._trained, network, kind.model, training, **about)] if kind.steps else []
+            [term(kind.stage, kind.steps, Probes.trained, network, kind.model, training, **about)] if kind.steps else []
         )
         if kind.stage == "pretrain":
-            found.append(term("evaluate", self.tests, self._evaluated, self._network, kind.model, **forward))
+            found.append(term("evaluate", self.tests, Probes.evaluated, Probes.network, kind.model, **forward))
         return found
 
     def _search_term(self, term: Callable[..., Term], kind: Kind) -> Term:
         settings, name = self.params.settings(kind.search), self.params.method(kind.search)
         method, proxy = load_method(name), self.params.proxy(kind.search)
         if proxy is None and not needs_network(method):
-            return Term({"what": "nothing"}, 0, lambda: Line(0.0))
+            return Term({"what": "nothing"}, 0, lambda _: Line(0.0))
         keys = ("batch_size", "calibration_images", "bits", "processes", "augment", "kernels", "options")
         about = {"method": name, **{key: getattr(settings, key) for key in keys}}
         if proxy is not None:
-            sizes = _sizes(self.params, proxy.dataset, proxy.path)
+            sizes = sizes_of(self.params, proxy.dataset, proxy.path)
             # As many as set the steps, or as it looks at: what does not grow with the proxy is then all there.
             looked_at = image_count(method, settings.options) or 0
             count = max(settings.batch_size, settings.calibration_images, looked_at)
             images = sizes._replace(shape=self.proxy_shape(proxy), train=min(count, self.proxy_count(kind.search)))
             own = (proxy.dataset, proxy.path) == (self.params.target.dataset, self.params.target.path)
             about |= {"proxy": [images.train, images.classes, *images.shape], "own": own}
-            return term("search", kind.steps, self._searched, kind, method, settings, images, own, **about)
-        return term("search", kind.steps, self._searched, kind, method, settings, None, True, **about)
+            return term(
+                "search", kind.steps, Probes.searched, kind.model, kind.search, method, settings, images, own, **about
+            )
+        return term(
+            "search", kind.steps, Probes.searched, kind.model, kind.search, method, settings, None, True, **about
+        )
 
     def proxy_count(self, search: str) -> int:
         """Images of a search's proxy."""
         if (proxy := self.params.proxy(search)) is None:
             return 0
-        sizes = _sizes(self.params, proxy.dataset, proxy.path)
+        sizes = sizes_of(self.params, proxy.dataset, proxy.path)
         available = sizes.train + sizes.test * (proxy.split == "all")
         return proxies.count(proxy, available)
 
@@ -275,149 +225,16 @@ class Grid:
         """Of the weights of all models and policies, and of two checkpoints of the largest model's training."""
         total, largest = 0, 0
         for alias in self.params.grid.models:
-            model = build(_unweighted(self.params, alias), self.target.classes, self.target.shape[0])
+            model = build(unweighted(self.params, alias), self.target.classes, self.target.shape[0])
             size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
             policies = sum(job.model == alias for job in self.params.jobs())
             total, largest = total + size * (1 + policies), max(largest, size)
         return total + 2 * 2 * largest  # weights and momentum
 
-    def _trained(self, network: Callable[[str], torch.nn.Module], alias: str, settings: Training) -> Line:
-        batch = max(1, settings.batch_size // settings.processes)
-        available = min(settings.images or self.target.train, self.target.train)
-        images, start = self._images(min(4 * batch, available), self.target), network(alias)
-        calibration = getattr(settings, "calibration", None)
-        teacher = copy.deepcopy(start).eval() if getattr(settings, "distillation", 0.0) else None
-
-        def taken(steps: int) -> float:
-            model, meter = copy.deepcopy(start), Meter(self.device)
-            some = settings.model_copy(update={"epochs": steps, "batch_size": batch})
-            return _seconds(lambda: train(model, some, images, 0, self.device, meter, teacher, steps=steps))
-
-        line = _through(taken, FEW, MANY)
-        if calibration is None:
-            return line
-        return line._replace(fixed=line.fixed + self._calibrated(alias, calibration, CALIBRATION_IMAGES).fixed)
-
-    def _evaluated(self, network: Callable[[str], torch.nn.Module], alias: str) -> Line:
-        """Seconds an image."""
-        batch = min(self.params.evaluate.batch_size, self.tests)
-        images, model = self._images(3 * batch, self.target), network(alias)
-        batch = max(1, len(images) // 3)
-
-        def taken(count: int) -> float:
-            return _seconds(lambda: evaluate_each(model, images.subset(range(count)), batch, self.device, "probe"))
-
-        return _through(taken, batch, 3 * batch)
-
-    def _calibrated(self, alias: str, level: str, count: int) -> Line:
-        images, network = self._images(count, self.target), self._quantized(alias)
-
-        def taken(iterations: int) -> float:
-            some = self.params.evaluate.reconstruct.model_copy(update={"iterations": iterations})
-            return _seconds(lambda: calibrate(copy.deepcopy(network), images, level, self.device, some))
-
-        return _through(taken, FEW, MANY) if level == "reconstruct" else Line(taken(1))
-
-    def _searched(self, kind: Kind, method: Any, settings: Any, sizes: Sizes | None, own: bool) -> Line:
-        budget = next(job.budget for job in self.params.jobs() if job.search == kind.search)
-        layers = locked_layers(self.params, kind.model, find_layers(self._network(kind.model), self.target.shape))
-        budgets = budgets_of(self.params, kind.model, budget, layers, settings.bits)
-        images = None if sizes is None else self._images(sizes.train, sizes)
-        batch = max(1, settings.batch_size // settings.processes)
-        trains = False
-
-        def taken(steps: int) -> float:
-            nonlocal trains
-            network, meter = self._network(kind.model), Meter(self.device)
-            some = {"steps": steps, "epochs": steps, "warmup_epochs": 0, "batch_size": batch}
-            given = settings.model_copy(update=some)
-
-            def search() -> None:
-                problem = prepare(
-                    method, network, images, layers, budgets, given, 0, self.device, meter, own_classes=own
-                )
-                solve(method, problem, method.preferences(problem), budgets)
-
-            found = _seconds(search)
-            trains = meter.steps > 0
-            return found
-
-        first = taken(FEW)
-        return _through(taken, FEW, MANY) if trains else Line(min(first, taken(FEW)))
-
-    def _network(self, alias: str) -> torch.nn.Module:
-        torch.manual_seed(0)
-        network = build(_unweighted(self.params, alias), self.target.classes, self.target.shape[0])
-        return network.to(self.device, memory_format=torch.channels_last)
-
-    def _quantized(self, alias: str) -> torch.nn.Module:
-        """At 4 bits: what a step takes does not depend on the bits."""
-        network, size = self._network(alias), self.target.shape
-        layers = locked_layers(self.params, alias, find_layers(network, size))
-        bits = policy_bits(layers, [(4, 4)] * sum(not layer.fixed for layer in layers))
-        quantize(network, bits, layers, size)
-        calibrate(network, self._images(32, self.target), "steps", self.device)
-        return network
-
-    def _images(self, count: int, sizes: Sizes) -> ImageSet:
-        """The target's own, where they are files that are there: reading them takes time; else noise."""
-        target, root = self.params.target, self.params.data_root
-        channels, *size = sizes.shape
-        info = DATASETS[target.dataset]
-        if sizes == self.target and info.layout in _FILES:
-            if places(info, Path(root), target.path)[0].is_dir():
-                images = load(target.dataset, root, "train", target.path, image_size=tuple(size))
-                return images.balanced(count)
-            if target.dataset not in self.unread:
-                self.unread.append(target.dataset)
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (count, *size, channels), dtype=torch.uint8, generator=generator)
-        labels = torch.arange(count) % sizes.classes
-        return TensorSet(pixels, labels, map(str, range(sizes.classes)), [0.5] * channels, [0.3] * channels)
-
 
 def _described(params: Params, alias: str) -> dict[str, Any]:
     """Of a model, what its speed depends on."""
     return {key: getattr(params.model(alias), key) for key in ("name", "kwargs", "small_stem")}
-
-
-def _sizes(params: Params, dataset: str, path: str | None) -> Sizes:
-    """Of a dataset that seam knows, without its data; else of the folder, which must be there."""
-    info = DATASETS[dataset]
-    if path is None and info.counts and info.image_size and info.classes and info.channels:
-        return Sizes(*info.counts, info.classes, (info.channels, *info.image_size))
-    manifest = described(dataset, params.data_root, path)
-    train_count, test_count = (manifest[part]["count"] for part in ("train", "test"))
-    return Sizes(train_count, test_count, len(manifest["classes"]), (manifest["channels"], *manifest["image_size"]))
-
-
-def _unweighted(params: Params, alias: str) -> Any:
-    """A model of the parameters without weights: what it computes takes as long."""
-    return params.model(alias).model_copy(update={"pretrained": False, "weights": None})
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _through(taken: Callable[[int], float], few: int, many: int) -> Line:
-    """The line through two runs; a first one, in which memory is fetched, does not count."""
-    taken(few)
-    low, high = taken(few), taken(many)
-    step = max(1e-6, (high - low) / (many - few))  # never none: that says that nothing is trained
-    return Line(max(0.0, low - few * step), step)
-
-
-def _start_of_a_process() -> float:
-    """Seconds until a job's process has loaded what it needs: the lesser of two."""
-    taken = [_seconds(lambda: subprocess.run([sys.executable, "-c", _START], check=True)) for _ in range(2)]
-    return min(taken)
 
 
 class _Probe(Shape):

@@ -2,18 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
 import yaml
 from engines import REPOSITORY
-from PIL import Image
 
 from seam.errors import SeamError
-from seam.experiment import results
 from seam.experiment.graph import nodes
 from seam.experiment.params import load_params, parse_params
-from seam.stages import plan as planning
-from seam.stages.plan import Grid, Line, describe, plan
+from seam.stages.plan import Grid, describe, plan
+from seam.stages.probes import Line
 
 SMOKE = REPOSITORY / "experiments/smoke.yaml"
 
@@ -108,41 +105,6 @@ def test_known_datasets_need_not_be_there(tmp_path):
     content = plan(params, written(tmp_path, params))
     jobs = {(job["stage"], job["search"]): job["steps"] for job in content["jobs"]}
     assert jobs["search", "seam-subset"] == 2 * 2 and jobs["search", "direct"] == 50_000 // 64
-
-
-def test_the_targets_files_are_read_where_they_are_there(tmp_path):
-    for number in range(6):
-        for split in ("train", "test"):
-            path = tmp_path / f"photos/{split}/{'ab'[number % 2]}/{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((20, 20, 3), 40 * number, np.uint8)).save(path)
-    raw = yaml.safe_load(SMOKE.read_text())
-    raw["data_root"] = str(tmp_path / "data")
-    raw["target"] = {"dataset": "folder", "path": str(tmp_path / "photos"), "image_size": 16}
-    grid = Grid(parse_params(raw))
-    assert grid.target == (6, 6, 2, (3, 16, 16))
-    images = grid._images(4, grid.target)
-    assert len(images) == 4 and grid.unread == []
-    assert all(pixels.min() == pixels.max() for pixels in images.pixels)  # no noise
-    raw["target"] = {"dataset": "food101"}
-    grid = Grid(parse_params(raw))
-    assert grid._images(4, grid.target).shape == (3, 224, 224) and grid.unread == ["food101"]
-
-
-def test_the_probes_are_of_the_jobs_that_run(smoke_results, monkeypatch):
-    """Every kind of job is probed with its own code. How right the seconds are, benchmarks/plan.py tells."""
-    monkeypatch.chdir(smoke_results[1])
-    monkeypatch.setattr(planning, "MANY", 8)
-    params, _ = smoke_results
-    content = plan(params)
-    found = {(job["stage"], job["search"]): job for job in content["jobs"]}
-    assert content["start"] > 0.3
-    for result in results.load(params):
-        costs = {("search", result.job.search): result.search_cost, ("finetune", ""): result.finetune_cost}
-        for key, cost in costs.items():
-            if cost["steps"]:
-                assert cost["steps"] == found[key]["steps"]
-                assert found[key]["seconds"] > content["start"]
 
 
 @pytest.mark.parametrize(
