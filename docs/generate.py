@@ -1,4 +1,5 @@
-"""The pages that are made from the code: commands, parameters, policy file, jobs, and the figure of the pipeline.
+"""The pages that are made from the code: commands, parameters, policy file, jobs, and the figure of the pipeline; and
+the tables of results.md, from the CSVs of the benchmarks.
 
     python docs/generate.py           # writes them
     python docs/generate.py --check   # exit code 1 and their names where one is not up to date
@@ -19,6 +20,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer.models import ArgumentInfo
 
+sys.path.insert(0, str(Path(__file__).parent))
+import tables
+
 from seam import settings
 from seam.experiment import params
 from seam.experiment.graph import Node, nodes
@@ -37,6 +41,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference/policy.md": NOTE + policy_file(),
         DOCS / "reference/jobs.md": NOTE + jobs(),
         DOCS / "img/pipeline.svg": pipeline(),
+        DOCS / "results.md": tables.fill((DOCS / "results.md").read_text(encoding="utf-8")),
     }
 
 

@@ -148,11 +148,11 @@ class SearchSettings(_Frozen):
     epochs: Count = 3  # passes over the proxy, of methods that train
     steps: Count | None = None  # stop after so many, whatever the epochs
     warmup_epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = (
-        0  # joint: in full precision, before the search, for new classes
+        0  # joint, gmpq: in full precision, before the search, for new classes
     )
     batch_size: Count = 64  # images a step
-    lr: Positive = 0.03  # joint: network weights, SGD
-    weight_decay: NonNegative = 0.0  # joint: of the network's weights
+    lr: Positive = 0.03  # joint, gmpq, limpq: network weights, SGD
+    weight_decay: NonNegative = 0.0  # joint, gmpq, limpq: of the network's weights
     logit_lr: Positive | None = None  # bit-width logits, Adam; None: the method's own, as for the next two
     step_lr: Positive = 1e-3  # log quantizer steps, Adam
     margin_weight: NonNegative | None = None  # of the large-margin term, lambda_m
@@ -162,7 +162,7 @@ class SearchSettings(_Frozen):
     calibration_images: Count = 512  # that steps are set from, and that sensitivity looks at
     augment: bool = False  # as in training
     threads: Count = 2  # of a process of a job
-    processes: Count = 1  # of a job, which share each batch, for methods that train; on GPUs each has one of its own
+    processes: Count = 1  # of a job, which share its images; on GPUs each has one of its own
     kernels: Literal["auto", "compiled", "eager"] = "auto"  # of quantizers and mixtures
     options: dict[str, Any] = {}  # a method's own settings (its file says which)
 

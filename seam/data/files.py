@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seam.data.archives import read_index
+from seam.data.archives import Index, read_index
 from seam.data.datasets import DatasetInfo
 from seam.data.decode import file_size, is_deep, open_image, read_image, unreadable
 from seam.data.readers import SPLITS, Arrays, Files, Reader
@@ -23,10 +23,13 @@ LARGE_SIZE = (224, 224)  # what images of many sizes are cropped to unless told 
 
 def class_folders(base: Path) -> dict[str, Path] | None:
     """The folders of the two splits if `base` has train/ and test/ (or val/), or archives of them, else None."""
-    places = [base / f"{name}{kind}" for name in ("train", "test", "val") for kind in ("", ".tar")]
-    there = [place for place in places if (place.is_file() if place.suffix == ".tar" else place.is_dir())]
-    train = next((place for place in there if place.name.removesuffix(".tar") == "train"), None)
-    test = next((place for place in there if place.name.removesuffix(".tar") != "train"), None)
+
+    def first(*names: str) -> Path | None:
+        folders = (base / name for name in names if (base / name).is_dir())
+        archives = (base / f"{name}.tar" for name in names if (base / f"{name}.tar").is_file())
+        return next(folders, None) or next(archives, None)
+
+    train, test = first("train"), first("test", "val")
     return {"train": train, "test": test} if train and test else None
 
 
@@ -108,30 +111,25 @@ def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
     folders = class_folders(base)
     if folders is None:
         raise SeamError(f"{base}: must have the folders train/ and val/ (or test/), each with one folder a class")
-    classes = classes_in(folders["train"], cache)
+    indexes = {split: read_index(place, cache) for split, place in folders.items() if place.suffix == ".tar"}
+    own = {split: indexes[split].classes if split in indexes else subfolders(folders[split]) for split in SPLITS}
+    classes = own["train"]
     if not classes:
         raise SeamError(f"{folders['train']}: no class folders; put each class's images in a folder of its name")
-    strangers = sorted(set(classes_in(folders["test"], cache)) - set(classes))
+    strangers = sorted(set(own["test"]) - set(classes))
     if strangers:
         raise SeamError(f"{folders['test']}: classes that train/ has not: {', '.join(strangers[:10])}")
-    splits = {split: images_in(folder, classes, cache) for split, folder in folders.items()}
+    splits = {
+        split: _packed(indexes[split], classes) if split in indexes else list_images(folders[split], classes)
+        for split in SPLITS
+    }
     if not splits["test"].paths:
         raise SeamError(f"{folders['test']}: no images in its class folders")
     return FilesReader(base, cache, splits, classes, info)
 
 
-def classes_in(place: Path, cache: Path) -> list[str]:
-    """The classes of a split's folder or archive."""
-    if place.suffix == ".tar":
-        return read_index(place, cache).classes
-    return subfolders(place)
-
-
-def images_in(place: Path, classes: list[str], cache: Path) -> Files:
-    """The images of a split's folder or archive, with labels among `classes`."""
-    if place.suffix != ".tar":
-        return list_images(place, classes)
-    index = read_index(place, cache)
+def _packed(index: Index, classes: list[str]) -> Files:
+    """The images of an archive, with labels among `classes`."""
     numbers = np.array([classes.index(name) for name in index.classes], dtype=np.int64)
     return Files(index.members, numbers[index.labels])
 

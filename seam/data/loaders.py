@@ -114,7 +114,9 @@ def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) ->
         if not files.paths and (files := unlabelled_images(folder)).paths:
             classes = [UNLABELLED]
         if not files.paths:
+            packed = " (archives are read by the pipeline alone: unpack them)" if [*folder.glob("*.tar")] else ""
             raise SeamError(
-                f"{folder}: no images; put them in one folder a class, or in train/ and val/ with one folder a class"
+                f"{folder}: no images{packed}; put them in one folder a class, or in train/ and val/ with one folder a "
+                "class"
             )
     return FileSet(files.paths, torch.from_numpy(files.labels), classes, [0.5] * channels, [0.25] * channels, size)

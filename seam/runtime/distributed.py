@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seam.runtime.progress import be_quiet, progress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 T = TypeVar("T")
+_WAIT = timedelta(hours=2)  # for the other processes: a share of a search without training may be one long piece
 
 
 def processes() -> int:
@@ -57,7 +59,8 @@ def join(device: torch.device) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=_WAIT)
     atexit.register(torch.distributed.destroy_process_group)
     if rank():
         be_quiet()
@@ -110,7 +113,7 @@ def share_out(jobs: Sequence[T], do: Callable[[T], Tensor], like: Tensor, label:
     The terms are added in the order of the jobs: the same bits for any number of processes. label: of the progress bar.
     """
     terms = like.new_zeros(len(jobs), *like.shape)
-    mine = range(rank(), len(jobs), processes())
+    mine = range(rank() if processes() > 1 else 0, len(jobs), processes())
     for i in progress(mine, len(mine), label):
         terms[i] = do(jobs[i])
     if processes() > 1:

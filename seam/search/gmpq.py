@@ -5,7 +5,7 @@ GMPQ (Wang et al., ICCV 2021, arXiv 2108.02720) trains weights, steps and bit-wi
 
     L = cross-entropy + lambda_a mean((M' - M^p)^2) + lambda_b (log E - log B)^2,
 
-where M and M' are the attribution maps of the full-precision and of the search network, each image's of length 1:
+where M^p and M' are attribution maps of the full-precision and of the search network, each image's of length 1:
 Grad-CAM (Selvaraju et al. 2017) of the label's score on the last feature map A [C, H, W],
 
     M_hw = relu(sum_c a_c A_chw),        a_c = mean over h, w of the score's gradient at A_chw.
@@ -44,6 +44,8 @@ def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] log-probability of each layer's (weight bits, activation bits) at the end of the search."""
     settings = problem.settings.filled(**OWN)
     weight, power = _options(settings.options)
+    if not (problem.own_classes or settings.warmup_epochs):
+        raise SeamError("warmup_epochs: must be at least 1 for gmpq, for full precision to know the proxy's classes")
     warm_up(problem)
     full = copy.deepcopy(problem.model).eval().requires_grad_(False)
     net = mixture(problem)
@@ -52,7 +54,7 @@ def preferences(problem: Problem) -> np.ndarray:
         net.temperature = settings.temperature**done
         scores = net(x)
         ce = F.cross_entropy(scores, y)
-        wanted = attribution(full(x), y, *theirs)
+        wanted = attribution(full(x), y, *theirs).detach()
         problem.meter.forwards += len(x) * processes()
         moved = (attribution(scores, y, *ours) - F.normalize(wanted**power, dim=1)).square().mean()
         spent, excess = net.excess(problem.budgets)
@@ -68,37 +70,42 @@ def preferences(problem: Problem) -> np.ndarray:
     return decided(problem, net)
 
 
-def attribution(scores: Tensor, labels: Tensor, features: Tensor, channels: int = 1) -> Tensor:
-    """Grad-CAM of each image's label, [N, positions] of length 1, from the scores [N, K] that features led to.
+def attribution(scores: Tensor, labels: Tensor, features: Tensor, channels: int = 1, apart: int = 0) -> Tensor:
+    """Grad-CAM of each image's label, [N, places] of length 1, from the scores [N, K] that features led to.
 
-    features: [N, C, H, W], or with another axis of channels.
+    features: [N, C, H, W], or with another axis of channels. apart: how many of the first places are no places.
     """
     score = scores.gather(1, labels[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, features, retain_graph=True)
     places = [axis for axis in range(1, features.dim()) if axis != channels % features.dim()]
     weights = gradient.mean(places, keepdim=True)
-    return F.normalize(F.relu((weights * features).sum(channels)).flatten(1), dim=1)
+    return F.normalize(F.relu((weights * features).sum(channels)).flatten(1)[:, apart:], dim=1)
 
 
 @contextmanager
 def capture_map(model: nn.Module):
-    """Within the context, (features, axis of channels) of the last forward's feature map, timm's `forward_features`.
+    """Within the context, (features, axis of channels, tokens that are no places) of the last forward's feature map,
+    timm's `forward_features`.
 
-    Raises SeamError where the model has none, or the map has one position only.
+    Raises SeamError where the model has none, the map has one place only, or the scores are of a class token: what the
+    last block makes of the places then leads nowhere.
     """
     if not hasattr(model, "forward_features"):
         raise SeamError("gmpq: the model has no forward_features, as timm's have: no feature map to look at")
+    if getattr(model, "global_pool", "") == "token":
+        raise SeamError("gmpq: the model's scores are of its class token: no feature map to look at")
+    apart = getattr(model, "num_prefix_tokens", 0)
     found: list = []
     forward = model.forward_features
 
     def keep(*args, **kwargs) -> Tensor:
         features = forward(*args, **kwargs)
         channels = 1 if features.dim() == 4 and getattr(model, "output_fmt", "NCHW") != "NHWC" else features.dim() - 1
-        if features.dim() < 3 or features[0].numel() == features.shape[channels]:
+        if features.dim() < 3 or features[0].numel() <= features.shape[channels] * (1 + apart):
             raise SeamError(
                 f"gmpq: the last feature map has one place; give larger images than {tuple(args[0].shape[2:])}"
             )
-        found[:] = [features if features.requires_grad else features.requires_grad_(), channels]
+        found[:] = [features if features.requires_grad else features.requires_grad_(), channels, apart]
         return features
 
     model.forward_features = keep

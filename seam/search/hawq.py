@@ -53,13 +53,7 @@ def hessian_traces(logits: Tensor, tensors: Sequence[Tensor], draws: int, noise:
     gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
     used = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
     for left in reversed(range(draws)):
-        signs = [
-            torch.randint(0, 2, tensors[i].shape, generator=noise, device=logits.device)
-            .mul_(2)
-            .sub_(1)
-            .to(logits.dtype)
-            for i in used
-        ]
+        signs = [_signs(tensors[i], noise) for i in used]
         products = torch.autograd.grad(
             [gradients[i] for i in used], [tensors[i] for i in used], signs, retain_graph=left > 0, allow_unused=True
         )

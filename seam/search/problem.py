@@ -44,6 +44,7 @@ class Problem:
         history: rows for history.csv, filled by the method.
         report: extra entries for cost.json (e.g. logit_entropy), filled by the method.
         live: called with (step, **metrics) for each row of the history.
+        own_classes: the proxy's classes are the model's; else a method that asks for one has got a new classifier.
     """
 
     model: nn.Module | None
@@ -58,6 +59,7 @@ class Problem:
     history: list[dict[str, Any]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     live: Callable[..., None] = lambda step, **metrics: None
+    own_classes: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -119,7 +121,7 @@ def prepare(
 
         with meter.part("kernels"), phase("prepare kernels"):
             meter.kernels, meter.seconds_once = use_kernels(settings.kernels, (1, len(settings.bits)), device)
-    return Problem(model, layers, images, budgets, settings, seed, device, meter)
+    return Problem(model, layers, images, budgets, settings, seed, device, meter, own_classes=own_classes)
 
 
 def _at_size(model: nn.Module, images: Any) -> tuple[nn.Module, Any]:

@@ -1,7 +1,9 @@
 """Tar archives of image files are read as the folders that they were made of."""
 
 import gzip
+import os
 import pickle
+import shutil
 import subprocess
 import tarfile
 
@@ -11,12 +13,13 @@ import torch
 from PIL import Image
 
 from seam.data import archives
-from seam.data.archives import Member, read_index
+from seam.data.archives import Archive, Member, read_index
 from seam.data.fetch import fetch
 from seam.data.loaders import load
 from seam.errors import SeamError
 
-NAMES = ("a/1.jpg", "a/sub/0.png", "a-b/1.JPG", "b/" + "long" * 40 + ".jpg", "b/10.jpg", "b/9.jpg")
+LONG = "b/" + "long" * 40 + ".jpg"
+NAMES = ("a/1.jpg", "a/sub/0.png", "a-b/1.JPG", LONG, "b/10.jpg", "b/9.jpg", "b/.hidden.jpg", "train/1.jpg")
 
 
 @pytest.fixture
@@ -29,7 +32,8 @@ def folder(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).resize((90 + i, 80)).save(path)
-        for name in ("a/notes.txt", "README.jpg", "b/.hidden.jpg"):
+        for name in ("a/notes.txt", "README.jpg", ".hidden/1.jpg"):
+            (base / split / name).parent.mkdir(exist_ok=True)
             (base / split / name).write_bytes((base / split / "a/1.jpg").read_bytes())
     return base
 
@@ -52,8 +56,6 @@ def batches(base, root, **more):
 
 @pytest.mark.parametrize("way", ["plain", "named", "plain posix"])
 def test_archives_are_read_as_their_folders(folder, tmp_path, way):
-    (folder / "train/b/.hidden.jpg").unlink()  # torchvision's lister takes it; archives leave hidden files out
-    (folder / "val/b/.hidden.jpg").unlink()
     packed = pack(folder, tmp_path / "packed", way)
     one, other = fetch("folder", tmp_path / "data", folder), fetch("folder", tmp_path / "data", packed)
     for key in ("classes", "train", "test", "mean", "std", "channels", "image_size"):
@@ -62,8 +64,8 @@ def test_archives_are_read_as_their_folders(folder, tmp_path, way):
         (x, labels, classes), (y, others, names) = (
             batches(b, tmp_path / "data", split=split) for b in (folder, packed)
         )
-        assert torch.equal(x, y) and torch.equal(labels, others) and classes == names == ["a", "a-b", "b"]
-    assert one["train"]["per_class"] == [2, 1, 3]
+        assert torch.equal(x, y) and torch.equal(labels, others) and classes == names == ["a", "a-b", "b", "train"]
+    assert one["train"]["per_class"] == [2, 1, 4, 1]
 
 
 def test_parts_are_read_alone_and_by_workers(folder, tmp_path):
@@ -85,14 +87,19 @@ def test_the_index_is_kept_until_the_archive_changes(folder, tmp_path, monkeypat
     assert [(m.offset, m.size) for m in again.members] == [(m.offset, m.size) for m in first.members]
     with tarfile.open(packed / "train.tar", "a") as file:
         file.add(folder / "train/a/1.jpg", "c/new.jpg")
-    assert read_index(packed / "train.tar", cache).classes == ["a", "a-b", "b", "c"]
+        file.add(folder / "train/b/9.jpg", "./a/1.jpg")  # again: the last one counts, as in unpacking
+    changed = read_index(packed / "train.tar", cache)
+    assert changed.classes == ["a", "a-b", "b", "c", "train"] and len(changed.members) == len(first.members) + 1
+    assert changed.members[0].read() == (folder / "train/b/9.jpg").read_bytes()
+    with pytest.raises(SeamError, match="train.tar: changed while it was in use"):
+        Member(Archive(changed.members[0].archive.path, 1, 1), "a/1.jpg", 0, 1).read()
     (cache / "train.tar.index.safetensors").write_bytes(b"damaged")
-    assert len(read_index(packed / "train.tar", cache).members) == len(first.members) + 1
+    assert read_index(packed / "train.tar", cache).members == changed.members
 
 
 def test_a_member_survives_pickling(tmp_path):
-    member = pickle.loads(pickle.dumps(Member("x.tar", "a/1.jpg", 512, 7)))
-    assert (member, member.archive, member.offset, member.size) == ("x.tar/a/1.jpg", "x.tar", 512, 7)
+    member = pickle.loads(pickle.dumps(Member(archive := Archive("x.tar", 1, 2), "a/1.jpg", 512, 7)))
+    assert (member, member.archive, member.offset, member.size) == ("x.tar/a/1.jpg", archive, 512, 7)
 
 
 def test_damage_is_named(folder, tmp_path):
@@ -103,8 +110,21 @@ def test_damage_is_named(folder, tmp_path):
     archive.write_bytes(content[: member.offset] + bytes(member.size) + content[member.offset + member.size :])
     with pytest.raises(SeamError, match=r"train\.tar/a/1\.jpg: corrupt, or not an image"):
         fetch("folder", root, packed)
-    archive.write_bytes(content[: len(content) // 2])
-    with pytest.raises(SeamError, match=r"train\.tar: .*cut off"):
+    second = read_index(packed / "val.tar", tmp_path).members[1]
+    cuts = {
+        len(content) // 2,
+        second.offset - 512,
+        second.offset - 100,
+        second.offset + 1,
+    }  # before, in, after a header
+    for cut in cuts:
+        archive.write_bytes(content[:cut])
+        with pytest.raises(SeamError, match=r"train\.tar: .*cut off"):
+            fetch("folder", root, packed)
+    overwritten = bytearray(content)
+    overwritten[second.offset - 512 : second.offset - 400] = b"x" * 112
+    archive.write_bytes(overwritten)
+    with pytest.raises(SeamError, match=r"train\.tar: damaged or cut off at byte"):
         fetch("folder", root, packed)
     archive.write_bytes(gzip.compress(content))
     with pytest.raises(SeamError, match=r"train\.tar: not an uncompressed tar archive"):
@@ -113,3 +133,25 @@ def test_damage_is_named(folder, tmp_path):
     (packed / "val.tar").unlink()
     with pytest.raises(SeamError, match="must have the folders train/ and val/"):
         fetch("folder", root, packed)
+
+
+def test_what_folders_would_show_otherwise_is_refused(folder, tmp_path):
+    (folder / "train/empty").mkdir()
+    packed, root = pack(folder, tmp_path / "packed"), tmp_path / "data"
+    with pytest.raises(SeamError, match=r"train\.tar: no images in empty/; add some"):
+        fetch("folder", root, packed)
+    (folder / "train/empty").rmdir()
+    (folder / "train/a/link.jpg").symlink_to("1.jpg")
+    packed = pack(folder, tmp_path / "links")
+    with pytest.raises(SeamError, match=r"train\.tar: \./a/link\.jpg is a link; pack with tar --dereference"):
+        fetch("folder", root, packed)
+
+
+def test_folders_come_before_archives_and_names_may_be_of_any_bytes(folder, tmp_path):
+    (folder / "test.tar").write_bytes(b"something else")
+    assert fetch("folder", tmp_path / "data", folder)["test"]["count"] == len(NAMES)
+    odd = os.fsencode(folder / "train/a") + b"/\xff.jpg"
+    shutil.copy(folder / "train/a/1.jpg", odd)
+    packed = pack(folder, tmp_path / "packed")
+    for _ in range(2):
+        assert len(read_index(packed / "train.tar", tmp_path).members) == len(NAMES) + 1

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from engines import REPOSITORY, environment, run
 from forked import call, seam
 from shared_jobs import jobs
 
 from seam.experiment.params import Job, load_params
+from seam.runtime.distributed import share_out
 from seam.stages.fetch import fetch
 from seam.stages.pretrain import pretrain
 from seam.stages.sample import sample
@@ -70,6 +72,12 @@ def test_searches_without_training_share_their_work_and_end_with_the_same_bits(b
     one, several = both[0][f"seam.search.{method}"], [result[f"seam.search.{method}"] for result in both[1]]
     assert several == [one, one]
     assert min(min(row) for layer in one["table"] for row in layer) < 0
+
+
+def test_one_process_does_all_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    done = share_out([1.0, 2.0, 3.0], lambda x: torch.tensor([x, -x]), torch.zeros(2), "work")
+    assert done.tolist() == [6.0, -6.0]
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ from torch import nn
 
 from seam.data.loaders import load
 from seam.errors import SeamError
+from seam.models.build import build
 from seam.models.find import find_layers
 from seam.policy.budget import parse_budget
 from seam.runtime.meter import Meter
 from seam.search import gmpq
 from seam.search.problem import Problem, solve
-from seam.settings import SearchSettings
+from seam.settings import Model, SearchSettings
 
 CPU = torch.device("cpu")
 BITS = (2, 3, 4, 5, 6)
@@ -31,8 +32,8 @@ def problem(model, images, seed=0, **settings):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, digits):
-    """Digits of 56x56, whose last maps have more than one place."""
-    return load("digits", tmp_path_factory.mktemp("data"), "train", image_size=56).subset(range(320))
+    """Digits of 64x64, whose last maps have more than one place."""
+    return load("digits", tmp_path_factory.mktemp("data"), "train", image_size=64).subset(range(320))
 
 
 def test_the_map_of_a_pooled_linear_classifier_is_its_rows_times_the_features():
@@ -51,13 +52,17 @@ def test_the_map_of_a_pooled_linear_classifier_is_its_rows_times_the_features():
 def test_every_architecture_has_a_map(name):
     model = create(name)
     model.eval().requires_grad_(False)
+    if getattr(model, "global_pool", "") == "token":
+        with pytest.raises(SeamError, match="class token"), gmpq.capture_map(model):
+            pass
+        return
     with gmpq.capture_map(model) as found:
         scores = model(torch.randn(2, *(SIZE if "img_size" in MODELS[name][0] else (3, 64, 64))))
-        features, channels = found
-        map_ = gmpq.attribution(scores, scores.argmax(1), features, channels)
-    assert features.shape[channels] == model.num_features
-    assert map_.shape[1] == features[0].numel() // model.num_features > 1
-    assert torch.isfinite(map_).all()
+        features, channels, apart = found
+        places = gmpq.attribution(scores, scores.argmax(1), *found)
+    assert features.shape[channels] == model.num_features and apart == ("beit" in name)
+    assert places.shape[1] == features[0].numel() // model.num_features - apart > 1
+    assert torch.isfinite(places).all()
     assert "forward_features" not in vars(model)
 
 
@@ -89,6 +94,27 @@ def test_the_same_seed_gives_the_same_policy(large, trained_model):
 def test_bad_options_are_named(options, message, large, trained_model):
     with pytest.raises(SeamError, match=message):
         gmpq.preferences(problem(trained_model, large, options=options))
+
+
+def test_the_map_to_keep_is_full_precision_s_to_the_power(large):
+    """Mixtures of wide bit-widths look where full precision does (without BatchNorm, which training would change)."""
+    torch.manual_seed(0)
+    model = build(Model(name="test_convnext"), 10, 1)
+    ends = []
+    for power in (1.0, 3.0):
+        given = problem(model, large, options={"power": power}, steps=1, temperature=1.0)
+        given.settings = given.settings.model_copy(update={"bits": (7, 8)})
+        given.budgets = [parse_budget("w8a8", given.layers, (7, 8))]
+        gmpq.preferences(given)
+        ends.append(given.history[0]["attribution"])
+    assert ends[0] < 2e-3 and ends[1] > 10 * ends[0]
+
+
+def test_new_classes_need_a_warm_up(large, trained_model):
+    given = problem(trained_model, large)
+    given.own_classes = False
+    with pytest.raises(SeamError, match="warmup_epochs: must be at least 1 for gmpq"):
+        gmpq.preferences(given)
 
 
 def test_a_map_of_one_place_and_a_model_without_one_are_refused(digits, trained_model):

@@ -1,0 +1,204 @@
+"""The tables of docs/results.md, from the CSVs in benchmarks/: one row there is one run, with the machine it ran on.
+
+`python docs/generate.py` puts each between its two comments, <!-- table NAME --> and <!-- end -->, on that page.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean, median, stdev
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BUDGETS = ("w6a6", "w5a5", "w4a4")
+PROXIES = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "": "–"}
+NOT_RUN = "–"
+Row = dict[str, str]
+
+
+def rows(name: str) -> list[Row]:
+    path = BENCHMARKS / f"{name}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: Iterable[str], lines: Iterable[Iterable[str]], left: int) -> str:
+    """A table whose first `left` columns are aligned to the left."""
+    header = [*header]
+    rule = ["---" if i < left else "---:" for i in range(len(header))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+
+
+def grouped(found: Iterable[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in found:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def named(search: str) -> str:
+    """`method` and what was changed about it."""
+    method, _, change = search.partition(" ")
+    return f"`{method}` {change}".strip()
+
+
+def by_budget(found: list[Row]) -> list[str]:
+    """Top-1 at each budget, its seeds side by side; and the seconds of a search."""
+    at = grouped(found, "budget")
+    seeds = {b: sorted(at.get((b,), []), key=lambda row: row["seed"]) for b in BUDGETS}
+    cells = [", ".join(f"{float(row['top1']):.1f}" for row in seeds[b]) or NOT_RUN for b in BUDGETS]
+    seconds = [float(row["search_seconds"]) for row in found if row["search_seconds"]]
+    return [*cells, f"{median(seconds):.0f}" if seconds else NOT_RUN]
+
+
+def transfer() -> str:
+    """Methods and proxies at 64 pixels."""
+    found = [row for row in rows("transfer") if row["search"] != "full precision"]
+    usual = {"jacobian": "128"}
+    kept = [
+        row for row in found if row["side"] in ("", "64") and row["images"] == usual.get(row["method"], row["images"])
+    ]
+    lines = [
+        [named(search), PROXIES[proxy], images or NOT_RUN, *by_budget(group)]
+        for (search, proxy, images), group in grouped(kept, "search", "proxy", "images").items()
+    ]
+    return markdown(("policy", "proxy, 64x64", "images", *BUDGETS, "search s"), lines, 2)
+
+
+def sizes() -> str:
+    """`jacobian` by the resolution of its proxy, and by the number of its images."""
+    found = [row for row in rows("transfer") if row["search"] == "jacobian"]
+    groups = grouped(found, "proxy", "side", "images")
+    order = sorted(groups, key=lambda key: (key[0], int(key[2]) != 128, int(key[1]), int(key[2])))
+    lines = [
+        [PROXIES[proxy], f"{side}x{side}", images, *by_budget(groups[proxy, side, images])]
+        for proxy, side, images in order
+        if proxy != "fashion_mnist"
+    ]
+    return markdown(("proxy", "size", "images", *BUDGETS, "search s"), lines, 2)
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Mean and, of several, standard deviation."""
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def scale224() -> str:
+    """Searches on all of a target of 50,000 images at 224x224 against those on a proxy; gaps are of the same seed."""
+    found = rows("scale224")
+    direct = {row["seed"]: row for row in found if row["search"] == "direct"}
+    lines = []
+    for (search,), group in grouped(found, "search").items():
+        cells = [f"`{search}`", str(len(group))]
+        for key in ("calibrated_top1", "top1"):
+            gaps = [float(row[key]) - float(direct[row["seed"]][key]) for row in group if row["seed"] in direct]
+            cells.append(spread([float(row[key]) for row in group]))
+            cells.append(f"{mean(gaps):+.2f}" if gaps and search != "direct" else NOT_RUN)
+        if any(row["images_seen"] not in ("", "0") for row in group):
+            seconds = mean(float(row["search_seconds"]) for row in group)
+            whole = mean(float(row["search_seconds"]) for row in direct.values()) if direct else 0
+            cells += [f"{seconds:.1f}", f"{whole / seconds:.0f}x" if whole else NOT_RUN]
+        else:
+            cells += [NOT_RUN, NOT_RUN]
+        lines.append(cells)
+    head = ("search", "seeds", "calibrated %", "gap", "after QAT %", "gap", "search s", "times as fast")
+    return markdown(head, lines, 1)
+
+
+def paired(differences: list[float]) -> tuple[float, float, float, float]:
+    """(mean, lower and upper end of its 95 % interval, p of no difference) by Student's t over replicates."""
+    from scipy.stats import ttest_1samp
+
+    if len(differences) < 2 or stdev(differences) == 0:  # says nothing of the spread
+        return mean(differences), float("-inf"), float("inf"), 1.0
+    test = ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return mean(differences), low, high, float(test.pvalue)
+
+
+def holm(ps: list[float]) -> list[float]:
+    """p-values adjusted for all of a table's tests (Holm 1979)."""
+    order, result, least = sorted(range(len(ps)), key=lambda i: ps[i]), [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        result[i] = least
+    return result
+
+
+def benchmark() -> str:
+    """Every method: top-1 of each model, calibrated and after finetuning, and the paired difference to `direct`.
+
+    p is Holm's, over the table's tests of methods; uniform and random policies are references, and not tested.
+    """
+    found = rows("benchmark")
+    models, seeds, searches = ([key[0] for key in grouped(found, name)] for name in ("model", "seed", "search"))
+    at = {(row["model"], row["search"], row["seed"]): row for row in found}
+    if len(at) < len(found):
+        raise ValueError("benchmark.csv holds more than one budget; this table has room for one")
+
+    def values(search: str, key: str) -> list[float]:
+        """Of each seed, the mean over the models."""
+        return [mean(float(at[model, search, seed][key]) for model in models) for seed in seeds]
+
+    kinds = ("calibrated_top1", "top1")
+    tests = {
+        (search, key): paired([a - b for a, b in zip(values(search, key), values("direct", key), strict=True)])
+        for key in kinds
+        for search in searches
+        if search != "direct"
+    }
+    tested = [test for test in tests if test[0] not in ("uniform", "random")]
+    adjusted = dict(zip(tested, holm([tests[test][3] for test in tested]), strict=True))
+    lines = []
+    for search in searches:
+        cells = [f"`{search}`"]
+        for key in kinds:
+            cells += [f"{mean(float(at[model, search, seed][key]) for seed in seeds):.1f}" for model in models]
+            if search == "direct":
+                cells += [NOT_RUN, NOT_RUN]
+                continue
+            value, low, high, _ = tests[search, key]
+            p = adjusted.get((search, key))
+            cells.append(f"{value:+.2f} [{low:+.2f}, {high:+.2f}]")
+            cells.append(NOT_RUN if p is None else "<0.01" if p < 0.01 else f"{p:.2f}")
+        seconds = mean(float(at[model, search, seed]["search_seconds"]) for model in models for seed in seeds)
+        lines.append([*cells, f"{seconds:.1f}"])
+    head = ["search", *models, "calibrated: to `direct`", "p", *models, "after QAT: to `direct`", "p", "search s"]
+    return markdown(head, lines, 1) if found else ""
+
+
+def ranks() -> str:
+    """Rank correlation of a method's scores with calibrated top-1."""
+    lines = []
+    for (method, proxy), group in grouped(rows("ranks"), "method", "proxy").items():
+        at = {row["budget"]: row for row in group}
+        cells = []
+        for budget in ("w5a5", "w4a4"):
+            row = at.get(budget)
+            cells += [
+                f"{float(row['spearman']):.2f} [{float(row['low']):.2f}, {float(row['high']):.2f}]" if row else NOT_RUN,
+                f"{float(row['kendall']):.2f}" if row else NOT_RUN,
+            ]
+        lines.append([named(method), PROXIES.get(proxy, proxy), *cells])
+    head = ("method", "scored on", "w5a5: Spearman", "Kendall", "w4a4: Spearman", "Kendall")
+    return markdown(head, lines, 2)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "transfer": transfer,
+    "sizes": sizes,
+    "scale224": scale224,
+    "benchmark": benchmark,
+    "ranks": ranks,
+}
+
+
+def fill(text: str) -> str:
+    """A page with its tables made anew."""
+
+    def made(found: re.Match) -> str:
+        return f"<!-- table {found[1]} -->\n\n{TABLES[found[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", made, text, flags=re.DOTALL)
