@@ -97,8 +97,8 @@ def scale224() -> str:
             cells.append(spread([float(row[key]) for row in group]))
             cells.append(f"{mean(gaps):+.2f}" if gaps and search != "direct" else NOT_RUN)
         if any(row["images_seen"] not in ("", "0") for row in group):
-            seconds = mean(float(row["search_seconds"]) for row in group)
-            whole = mean(float(row["search_seconds"]) for row in direct.values()) if direct else 0
+            seconds = median(float(row["search_seconds"]) for row in group)
+            whole = median(float(row["search_seconds"]) for row in direct.values()) if direct else 0
             cells += [f"{seconds:.1f}", f"{whole / seconds:.0f}x" if whole else NOT_RUN]
         else:
             cells += [NOT_RUN, NOT_RUN]
