@@ -43,6 +43,10 @@ def cases() -> list[tuple]:
         found += [case(name, proxy) for name in ("sensitivity", "hawq", "fit", "sqnr")]
         found += [case("sensitivity kl", proxy, options={"distance": "kl"})]
         found += [case(name, proxy, images=512) for name in ("joint", "gmpq", "limpq")]
+    found += [
+        case("fit", "fashion_mnist"),
+        *(case("fit", proxy, seed=1) for proxy in ("digits", "fashion_mnist", "cifar10")),
+    ]
     return found
 
 
