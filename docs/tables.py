@@ -5,9 +5,11 @@
 
 import csv
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
+
+from seam.report.text import markdown
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BUDGETS = ("w6a6", "w5a5", "w4a4")
@@ -24,11 +26,8 @@ def rows(name: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def markdown(header: Iterable[str], lines: Iterable[Iterable[str]], left: int) -> str:
-    """A table whose first `left` columns are aligned to the left."""
-    header = [*header]
-    rule = ["---" if i < left else "---:" for i in range(len(header))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, rule, *lines))
+def table(head: Sequence[str], lines: Iterable[Sequence[str]], left: int) -> str:
+    return "".join(f"{line}\n" for line in markdown(head, lines, left))
 
 
 def grouped(found: Iterable[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
@@ -64,7 +63,7 @@ def transfer() -> str:
         [named(search), PROXIES[proxy], images or NOT_RUN, *by_budget(group)]
         for (search, proxy, images), group in grouped(kept, "search", "proxy", "images").items()
     ]
-    return markdown(("policy", "proxy, 64x64", "images", *BUDGETS, "search s"), lines, 2)
+    return table(("policy", "proxy, 64x64", "images", *BUDGETS, "search s"), lines, 2)
 
 
 def sizes() -> str:
@@ -77,7 +76,7 @@ def sizes() -> str:
         for proxy, side, images in order
         if proxy != "fashion_mnist"
     ]
-    return markdown(("proxy", "size", "images", *BUDGETS, "search s"), lines, 2)
+    return table(("proxy", "size", "images", *BUDGETS, "search s"), lines, 2)
 
 
 def spread(values: list[float], digits: int = 2) -> str:
@@ -104,7 +103,7 @@ def scale224() -> str:
             cells += [NOT_RUN, NOT_RUN]
         lines.append(cells)
     head = ("search", "seeds", "calibrated %", "gap", "after QAT %", "gap", "search s", "times as fast")
-    return markdown(head, lines, 1)
+    return table(head, lines, 1)
 
 
 def paired(differences: list[float]) -> tuple[float, float, float, float]:
@@ -166,7 +165,7 @@ def benchmark() -> str:
         seconds = mean(float(at[model, search, seed]["search_seconds"]) for model in models for seed in seeds)
         lines.append([*cells, f"{seconds:.1f}"])
     head = ["search", *models, "calibrated: to `direct`", "p", *models, "after QAT: to `direct`", "p", "search s"]
-    return markdown(head, lines, 1) if found else ""
+    return table(head, lines, 1) if found else ""
 
 
 def ranks() -> str:
@@ -183,7 +182,7 @@ def ranks() -> str:
             ]
         lines.append([named(method), PROXIES.get(proxy, proxy), *cells])
     head = ("method", "scored on", "w5a5: Spearman", "Kendall", "w4a4: Spearman", "Kendall")
-    return markdown(head, lines, 2)
+    return table(head, lines, 2)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,6 +1,7 @@
 """What methods that train a mixture over bit-widths on the proxy have in common."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -41,23 +42,11 @@ def warm_up(problem: Problem) -> None:
     """Adapt the full-precision network and its new head to the proxy, for `warmup_epochs`: a network that knows nothing
     of the proxy's classes has no margins to keep, and few-bit mixtures hardly let it learn them."""
     settings, model = problem.settings, problem.model
-    if not settings.warmup_epochs:
-        return
-    fit(
-        module=model,
-        loss=cross_entropy(model),
-        images=problem.images,
-        epochs=settings.warmup_epochs,
-        batch_size=settings.batch_size,
-        augment=settings.augment,
-        groups=[Group(list(model.parameters()), settings.lr, "sgd", settings.weight_decay)],
-        seed=problem.seed,
-        device=problem.device,
-        meter=problem.meter,
-        resume=problem.resume and problem.resume.with_suffix(".warmup.safetensors"),
-        label="warm-up",
-        section="search",
-    )
+    if settings.warmup_epochs:
+        groups = [Group(list(model.parameters()), settings.lr, "sgd", settings.weight_decay)]
+        resume = problem.resume and problem.resume.with_suffix(".warmup.safetensors")
+        more = {"epochs": settings.warmup_epochs, "resume": resume, "label": "warm-up"}
+        _fit(problem, model, cross_entropy(model), groups, **more)
 
 
 def train(
@@ -68,23 +57,25 @@ def train(
     loss, groups and frozen: of `seam.training.loop.fit`.
     """
     settings = problem.settings
-    problem.history += fit(
+    more = {"epochs": settings.epochs, "steps": settings.steps, "resume": problem.resume, "label": "search"}
+    problem.history += _fit(problem, module, loss, groups, live=problem.live, frozen=frozen, **more)
+
+
+def _fit(problem: Problem, module: nn.Module, loss: Callable, groups: list[Group], **more: Any) -> list[dict[str, Any]]:
+    """`fit` on the proxy's images, as the settings say."""
+    settings = problem.settings
+    return fit(
         module=module,
         loss=loss,
         images=problem.images,
-        epochs=settings.epochs,
-        steps=settings.steps,
         batch_size=settings.batch_size,
         augment=settings.augment,
         groups=groups,
         seed=problem.seed,
         device=problem.device,
         meter=problem.meter,
-        resume=problem.resume,
-        live=problem.live,
-        label="search",
         section="search",
-        frozen=list(frozen),
+        **more,
     )
 
 
