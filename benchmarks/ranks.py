@@ -8,12 +8,12 @@ calibrated only, judged on photographs of ImageNet's classes.
 As benchmarks/transfer.py, which says what PHOTOS is. At each budget --count policies are drawn: a quarter by random
 preferences, the others by those of `jacobian`, `fit` or `sensitivity` with noise, so that good ones are among them, of
 more than one origin; with those that the methods choose they are calibrated and judged on --images photographs.
---policies gets a row a policy. Then each method scores all drawn ones from a proxy's images alone, by the sum of its preferences;
-two scores look at a whole policy, quantized and calibrated on the proxy: how far its features moved, and their class
-margin, which the paper's search maximises. --csv gets a row for each method and proxy: Spearman's and Kendall's
-correlation of the scores with top-1 (Spearman's with a 95 % interval by bootstrap over the policies), Spearman's with
-the cross-entropy, top-1 of the method's own choice, the percentage of drawn policies below it, and the scores. A run
-goes on with the rows that are missing.
+--policies gets a row a policy. Then each method scores all drawn ones from a proxy's images alone, by the sum of its
+preferences; two scores look at a whole policy, quantized and calibrated on the proxy: how far its features moved, and
+their class margin, which the paper's search maximises. --csv gets a row for each method and proxy: Spearman's and
+Kendall's correlation of the scores with top-1 (Spearman's with a 95 % interval by bootstrap over the policies),
+Spearman's with the cross-entropy, top-1 of the method's own choice, the percentage of drawn policies below it, and the
+scores. A run goes on with the rows that are missing.
 (MQ-Bench-101 of EMQ, Dong et al., ICCV 2023, asks the same of one network with fixed activations.)
 """
 

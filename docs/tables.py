@@ -168,21 +168,54 @@ def benchmark() -> str:
     return table(head, lines, 1) if found else ""
 
 
+def places_of_ranks() -> list[tuple[str, str]]:
+    """(model, budget) of the networks whose policies were ranked."""
+    return list(grouped(rows("ranks"), "model", "budget"))
+
+
+def place_name(model: str, budget: str) -> str:
+    return f"{model.removeprefix('tf_efficientnet_').capitalize()} {budget}"
+
+
 def ranks() -> str:
-    """Rank correlation of a method's scores with calibrated top-1."""
-    lines = []
+    """Rank correlation (Spearman) of a method's scores with calibrated top-1, and the mean over networks."""
+    places, lines = places_of_ranks(), []
     for (method, proxy), group in grouped(rows("ranks"), "method", "proxy").items():
-        at = {row["budget"]: row for row in group}
-        cells = []
-        for budget in ("w5a5", "w4a4"):
-            row = at.get(budget)
-            cells += [
-                f"{float(row['spearman']):.2f} [{float(row['low']):.2f}, {float(row['high']):.2f}]" if row else NOT_RUN,
-                f"{float(row['kendall']):.2f}" if row else NOT_RUN,
-            ]
-        lines.append([named(method), PROXIES.get(proxy, proxy), *cells])
-    head = ("method", "scored on", "w5a5: Spearman", "Kendall", "w4a4: Spearman", "Kendall")
+        at = {(row["model"], row["budget"]): row for row in group}
+        cells = [
+            f"{float(at[place]['spearman']):.2f} [{float(at[place]['low']):.2f}, {float(at[place]['high']):.2f}]"
+            if place in at
+            else NOT_RUN
+            for place in places
+        ]
+        values = [float(row["spearman"]) for row in group]
+        whole = f"{mean(values):.2f}" if len(values) == len(places) else NOT_RUN
+        lines.append([named(method), PROXIES.get(proxy, proxy), *cells, whole])
+    head = ("score", "seen", *(place_name(*place) for place in places), "mean")
     return table(head, lines, 2)
+
+
+def choices() -> str:
+    """Calibrated top-1 of the policy that a method chooses, and the percentage of drawn ones below it."""
+    places, lines = places_of_ranks(), []
+    for (method, proxy), group in grouped(rows("ranks"), "method", "proxy").items():
+        at = {(row["model"], row["budget"]): row for row in group if row["chosen_top1"]}
+        if at:
+            cells = [
+                f"{float(at[place]['chosen_top1']):.1f} ({float(at[place]['percentile']):.0f})"
+                if place in at
+                else NOT_RUN
+                for place in places
+            ]
+            lines.append([named(method), PROXIES.get(proxy, proxy), *cells])
+    best = ["best of those drawn", "", *(f"{best_drawn(*place):.1f}" for place in places)]
+    head = ("chosen by", "seen", *(place_name(*place) for place in places))
+    return table(head, [*lines, best], 2)
+
+
+def best_drawn(model: str, budget: str) -> float:
+    drawn = [row for row in rows("ranks_policies") if row["kind"] != "chosen"]
+    return max(float(row["top1"]) for row in drawn if (row["model"], row["budget"]) == (model, budget))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -191,6 +224,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale224": scale224,
     "benchmark": benchmark,
     "ranks": ranks,
+    "choices": choices,
 }
 
 
