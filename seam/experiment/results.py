@@ -208,8 +208,8 @@ SHAPES = {
     "evaluate_cost": EvaluateCost,
     "proxy": Proxy,
 }
-HISTORIES = {  # the columns that are drawn
-    "search": ("step", "loss", "budget", "entropy"),
+HISTORIES = {  # the columns that are there for certain; a search method has others of its own
+    "search": ("step",),
     "finetune": ("step", "loss", "top1"),
 }
 

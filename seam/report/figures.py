@@ -163,7 +163,10 @@ def draw_bits(axes: Axes, policy: Mapping[str, Any], colour: str) -> None:
 
 
 def search_curves(results: Results, chosen: Mapping[str, Style]) -> Figure:
-    """Loss, expected cost / budget and entropy of the bit-width logits over the search; a line a job."""
+    """Loss, expected cost / budget and entropy of the bit-width logits over the search; a line a job.
+
+    A method that has no such column has no line there.
+    """
     rows = {
         "loss": ("loss", _smooth),
         "budget": ("expected cost / budget", None),
@@ -194,6 +197,8 @@ def _curves(
         drawn.add(result.job.search)
         style = chosen[result.job.search]
         for axes, (key, (_, smooth)) in zip(panels[result.job.model], rows.items(), strict=True):
+            if key not in history:
+                continue
             values = smooth(history[key]) if smooth else history[key]
             x = history["step"]
             if stage == "search":  # searches differ in length by orders of magnitude
