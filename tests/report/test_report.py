@@ -196,6 +196,15 @@ def test_broken_history_is_named(tmp_path):
         report_stage(params, tmp_path / "r/report")
 
 
+@pytest.mark.parametrize("text", ["step,loss\n1,2.5\n2,1.5\n", "step,distance\n1,2.5\n"])
+def test_a_history_needs_no_column_but_step(tmp_path, text):
+    params = make(tmp_path)
+    claims_stage(params, tmp_path / "r/claims.json")
+    (tmp_path / "r/search/a/near/w3a3/0/history.csv").write_text(text)
+    report_stage(params, tmp_path / "r/report")
+    assert (tmp_path / "r/report/search_curves.png").stat().st_size
+
+
 def test_report_of_the_real_run(smoke_results):
     params, root = smoke_results
     folder = root / params.results / "report"
