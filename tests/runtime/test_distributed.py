@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,6 +117,25 @@ def test_parameters_say_how_many_and_one_of_them_writes_and_speaks(place):
     cost, alone = (json.loads((place / name / "cost.json").read_text()) for name in ("shared", "alone"))
     assert all(cost[key] == alone[key] for key in ("images", "steps", "epochs", "image_macs"))
     assert not list((place / "results").glob(".resume/*"))
+
+
+def test_two_machines_are_two_torchruns_that_find_each_other(place):
+    """As on two machines, but for their addresses: one agent each, with a process of its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    agents = []
+    for number in (0, 1):
+        torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}"]
+        where = ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", "seam", *command("machines", "two.yaml")]
+        line, pipe = [sys.executable, *torchrun, *where], subprocess.PIPE
+        environ = environment(REPOSITORY) | {"OMP_NUM_THREADS": "1"}
+        agents.append(subprocess.Popen(line, cwd=place, env=environ, stdout=pipe, stderr=pipe, text=True))
+    said = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert re.fullmatch("search: resnet-seam-subset-w3a3-0, .*\n", said[0][0])
+    assert said[1][0] == ""
+    assert bits(place / "machines") == bits(place / "alone")
 
 
 def test_a_signal_ends_all_at_one_step_and_one_process_goes_on_from_there(place):
