@@ -119,9 +119,9 @@ def test_the_benchmark_s_table_pairs_seeds_and_leaves_references_untested(tmp_pa
     tables.BENCHMARKS = tmp_path
     rows = ["model,search,budget,seed,calibrated_top1,top1,search_seconds"]
     for i, model in enumerate(("a", "b")):
-        for seed in (2, 0, 1):  # of the seeds, direct has 60, 62, 67: unequal, and in another order than the others
-            direct = 60 + (0, 2, 7)[seed]
-            rows.append(f"{model},direct,w3a3,{seed},{direct},{direct + 10},100")
+        for seed in (2, 0, 1):  # of the seeds, jacobian has 60, 62, 67: unequal, and in another order than the others
+            first = 60 + (0, 2, 7)[seed]
+            rows.append(f"{model},jacobian,w3a3,{seed},{first},{first + 10},100")
         for seed in (0, 1, 2):
             better = 60 + (0, 2, 7)[seed] + 1 + i + 0.1 * seed
             rows.append(f"{model},ours,w3a3,{seed},{better},{better + 8},4")
@@ -130,9 +130,32 @@ def test_the_benchmark_s_table_pairs_seeds_and_leaves_references_untested(tmp_pa
     lines = [line for line in tables.benchmark().splitlines() if "`ours`" in line or "`uniform`" in line]
     # Mean differences of 1.5, 1.6 and 1.7, of -0.5, -0.4 and -0.3 after finetuning; t(2) = 4.303, p of 27.7 and -6.93
     assert lines[0] == (
-        "| `ours` | 64.1 | 65.1 | +1.60 [+1.35, +1.85] | <0.01 | 72.1 | 73.1 | -0.40 [-0.65, -0.15] | 0.02 | 4.0 |"
+        "| `ours` | 64.1, 72.1 | 65.1, 73.1 | +1.60 [+1.35, +1.85] | <0.01 | -0.40 [-0.65, -0.15] | 0.02 | 4.0 |"
     )
     assert lines[1].count("| – |") == 2
+
+
+def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path):
+    tables = loaded("tables")
+    tables.BENCHMARKS = tmp_path
+    (tmp_path / "ranks.csv").write_text(
+        "model,budget,method,proxy,spearman,low,high,chosen_top1,percentile\n"
+        "tf_efficientnet_lite0,w4a4,jacobian,digits,0.9,0.8,0.95,70,100\n"
+        "tf_efficientnet_lite1,w4a4,jacobian,digits,0.8,0.7,0.85,71,90.4\n"
+        "tf_efficientnet_lite0,w4a4,class margin,digits,-0.4,-0.6,-0.1,,\n"
+    )
+    (tmp_path / "ranks_policies.csv").write_text(
+        "model,budget,kind,top1\ntf_efficientnet_lite0,w4a4,random,60\ntf_efficientnet_lite0,w4a4,chosen,70\n"
+        "tf_efficientnet_lite1,w4a4,random,72\n"
+    )
+    ranks, choices = tables.ranks().splitlines(), tables.choices().splitlines()
+    assert ranks[0] == "| score | seen | Lite0 w4a4 | Lite1 w4a4 | mean |"
+    assert ranks[2] == "| `jacobian` | digits | 0.90 [0.80, 0.95] | 0.80 [0.70, 0.85] | 0.85 |"
+    assert ranks[3] == "| class margin | digits | -0.40 [-0.60, -0.10] | – | – |"
+    assert choices[2:] == [
+        "| `jacobian` | digits | 70.0 (100) | 71.0 (90) |",
+        "| best of those drawn |  | 60.0 | 72.0 |",
+    ]
 
 
 def test_the_figure_shows_the_stages_and_what_they_read():
