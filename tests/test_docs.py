@@ -139,23 +139,26 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
     tables = loaded("tables")
     tables.BENCHMARKS = tmp_path
     (tmp_path / "ranks.csv").write_text(
-        "model,budget,method,proxy,spearman,low,high,chosen_top1,percentile\n"
-        "tf_efficientnet_lite0,w4a4,jacobian,digits,0.9,0.8,0.95,70,100\n"
-        "tf_efficientnet_lite1,w4a4,jacobian,digits,0.8,0.7,0.85,71,90.4\n"
-        "tf_efficientnet_lite0,w4a4,class margin,digits,-0.4,-0.6,-0.1,,\n"
+        "model,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
+        "tf_efficientnet_lite0,w4a4,fit,digits,0.9,0.8,0.95,70,100,-4 -3 -2 -1\n"
+        "tf_efficientnet_lite1,w4a4,fit,digits,0.8,0.7,0.85,71,90.4,-4 -3 -2 -1\n"
+        "tf_efficientnet_lite0,w4a4,class margin,digits,-0.4,-0.6,-0.1,,,1 2 3 4\n"
     )
     (tmp_path / "ranks_policies.csv").write_text(
-        "model,budget,kind,top1\ntf_efficientnet_lite0,w4a4,random,60\ntf_efficientnet_lite0,w4a4,chosen,70\n"
-        "tf_efficientnet_lite1,w4a4,random,72\n"
+        "model,budget,kind,top1\n"
+        # Without the second policy the ranks are those of the scores (1) and the opposite (-1).
+        "tf_efficientnet_lite0,w4a4,random,10\ntf_efficientnet_lite0,w4a4,fit with noise 0.1,99\n"
+        "tf_efficientnet_lite0,w4a4,random,30\ntf_efficientnet_lite0,w4a4,random,40\n"
+        "tf_efficientnet_lite0,w4a4,chosen,70\n"
+        "tf_efficientnet_lite1,w4a4,random,72\ntf_efficientnet_lite1,w4a4,fit with noise 0.1,1\n"
+        "tf_efficientnet_lite1,w4a4,random,30\ntf_efficientnet_lite1,w4a4,random,20\n"
     )
     ranks, choices = tables.ranks().splitlines(), tables.choices().splitlines()
-    assert ranks[0] == "| score | seen | Lite0 w4a4 | Lite1 w4a4 | mean |"
-    assert ranks[2] == "| `jacobian` | digits | 0.90 [0.80, 0.95] | 0.80 [0.70, 0.85] | 0.85 |"
-    assert ranks[3] == "| class margin | digits | -0.40 [-0.60, -0.10] | – | – |"
-    assert choices[2:] == [
-        "| `jacobian` | digits | 70.0 (100) | 71.0 (90) |",
-        "| best of those drawn |  | 60.0 | 72.0 |",
-    ]
+    assert ranks[0] == "| score | seen | Lite0 w4a4 | Lite1 w4a4 | mean | own left out |"
+    assert ranks[2] == "| `fit` | digits | 0.90 [0.80, 0.95] | 0.80 [0.70, 0.85] | 0.85 | 0.00 |"
+    assert ranks[3] == "| class margin | digits | -0.40 [-0.60, -0.10] | – | – | – |"
+    assert choices[2] == "| `fit` | digits | 70.0 (100) | 71.0 (90) |"
+    assert choices[3:] == ["| best of those drawn |  | 99.0 | 72.0 |"]
 
 
 def test_the_figure_shows_the_stages_and_what_they_read():

@@ -189,16 +189,17 @@ def _curves(
     xlabel: str,
 ) -> Figure:
     figure, panels = _panels(results, len(rows), height=1.75, share=True)
-    drawn = set()
+    drawn, took_steps = set(), set()
     for result in results:
         history = result.history(stage)
         if not history:
             continue
-        drawn.add(result.job.search)
+        took_steps.add(result.job.model)
         style = chosen[result.job.search]
         for axes, (key, (_, smooth)) in zip(panels[result.job.model], rows.items(), strict=True):
             if key not in history:
                 continue
+            drawn.add(result.job.search)
             values = smooth(history[key]) if smooth else history[key]
             x = history["step"]
             if stage == "search":  # searches differ in length by orders of magnitude
@@ -212,7 +213,8 @@ def _curves(
             if key == "budget":
                 axes.axhline(1, color=REFERENCE, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
             if not axes.lines or (key == "budget" and len(axes.lines) == 1):
-                axes.text(0.5, 0.5, "no steps", transform=axes.transAxes, ha="center", va="center", color="#888888")
+                said = "not recorded" if model in took_steps else "no steps"
+                axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color="#888888")
         column[-1].set_xlabel(xlabel)
     legend(figure, {search: style for search, style in chosen.items() if search in drawn}, lines=True)
     return figure

@@ -196,13 +196,19 @@ def test_broken_history_is_named(tmp_path):
         report_stage(params, tmp_path / "r/report")
 
 
-@pytest.mark.parametrize("text", ["step,loss\n1,2.5\n2,1.5\n", "step,distance\n1,2.5\n"])
-def test_a_history_needs_no_column_but_step(tmp_path, text):
+@pytest.mark.parametrize(("text", "drawn"), [("step,loss\n1,2.5\n2,1.5\n", 1), ("step,distance\n1,2.5\n", 0)])
+def test_a_history_needs_no_column_but_step(tmp_path, text, drawn):
     params = make(tmp_path)
     claims_stage(params, tmp_path / "r/claims.json")
+    for path in (tmp_path / "r/search").glob("*/*/*/*/history.csv"):
+        path.write_text("step,epoch,loss,budget,entropy,lr,seconds\n")
     (tmp_path / "r/search/a/near/w3a3/0/history.csv").write_text(text)
     report_stage(params, tmp_path / "r/report")
-    assert (tmp_path / "r/report/search_curves.png").stat().st_size
+    figure = figures.search_curves(load(params), styles(params))
+    panels = {axes.get_ylabel(): axes for axes in figure.axes if axes.get_ylabel()}
+    assert len(panels["loss"].lines) == drawn
+    assert [text.get_text() for text in panels["logit entropy (bits)"].texts] == ["not recorded"]
+    assert [text.get_text() for legend in figure.legends for text in legend.get_texts()] == ["near"][:drawn]
 
 
 def test_report_of_the_real_run(smoke_results):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,11 @@ TESTS = REPOSITORY / "tests"
 JOB = ("--model", "resnet", "--search", "seam-subset", "--budget", "w3a3", "--seed", "0")
 
 
-def start(count: int, *command: str, cwd: Path = REPOSITORY) -> subprocess.Popen:
-    """A Python program under torchrun, on a free port that it chooses."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+def start(
+    count: int, *command: str, cwd: Path = REPOSITORY, meeting: Sequence[str] = ("--standalone",)
+) -> subprocess.Popen:
+    """A Python program under torchrun, by default on a free port that it chooses."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={count}"]
     environ = environment(REPOSITORY) | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen([*torchrun, *command], cwd=cwd, env=environ, stdout=pipe, stderr=pipe, text=True)
@@ -124,14 +127,14 @@ def test_two_machines_are_two_torchruns_that_find_each_other(place):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    agents = []
-    for number in (0, 1):
-        torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}"]
-        where = ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", "seam", *command("machines", "two.yaml")]
-        line, pipe = [sys.executable, *torchrun, *where], subprocess.PIPE
-        environ = environment(REPOSITORY) | {"OMP_NUM_THREADS": "1"}
-        agents.append(subprocess.Popen(line, cwd=place, env=environ, stdout=pipe, stderr=pipe, text=True))
-    said = [agent.communicate(timeout=300) for agent in agents]
+    where = ("--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={port}")
+    line = ("-m", "seam", *command("machines", "two.yaml"))
+    agents = [start(1, *line, cwd=place, meeting=(*where, f"--node-rank={number}")) for number in (0, 1)]
+    try:
+        said = [agent.communicate(timeout=300) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], said
     assert re.fullmatch("search: resnet-seam-subset-w3a3-0, .*\n", said[0][0])
     assert said[1][0] == ""
