@@ -81,7 +81,7 @@ def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str
     if "WORLD_SIZE" not in os.environ:  # else what started these processes has seen to it
         if params.device in ("auto", "cuda") and (gpus := schedule.gpus(params, stage, search)):
             take_gpus(gpus)
-        start_processes(count)
+        start_processes(count, _given)
     return params
 
 
@@ -313,6 +313,7 @@ def main() -> None:
     from seam.runtime.memory import exhausted
     from seam.training.stop import exit_within
 
+    _given[:] = sys.argv[1:]
     quiet_collector()
     exit_within(8.0)
     sys.unraisablehook = _interrupt_again
@@ -366,6 +367,7 @@ def _explain() -> None:
     _shown["traceback"] = True
 
 
+_given: list[str] = []  # the arguments as they were given, with the options before the command
 _shown = {"traceback": False}  # whether an error says where it came from
 _OPTIONS = {"-q": _silence, "--quiet": _silence, "-v": _explain, "--verbose": _explain}
 

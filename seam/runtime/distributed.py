@@ -43,11 +43,11 @@ def _distributed() -> Any:
     return module if module is not None and module.is_available() and module.is_initialized() else None
 
 
-def start_processes(count: int) -> None:
-    """Begin this command anew in `count` processes, under torchrun; do nothing if there is one, or they are there."""
+def start_processes(count: int, arguments: Sequence[str]) -> None:
+    """Begin `seam ARGUMENTS` anew in `count` processes, under torchrun; do nothing if there is one, or they are there."""
     if count > 1 and "WORLD_SIZE" not in os.environ:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        os.execv(sys.executable, [sys.executable, *torchrun, "-m", "seam", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *torchrun, "-m", "seam", *arguments])
 
 
 def join(device: torch.device) -> torch.device:

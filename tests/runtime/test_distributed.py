@@ -122,6 +122,13 @@ def test_parameters_say_how_many_and_one_of_them_writes_and_speaks(place):
     assert not list((place / "results").glob(".resume/*"))
 
 
+def test_options_before_the_command_hold_in_the_processes(place):
+    broken = [*command("broken", "two.yaml")[:-2], "--out", "broken", "--proxy", "missing.json"]
+    done = subprocess.run([sys.executable, "-m", "seam", "-v", *broken], cwd=place, capture_output=True, text=True)
+    assert done.returncode and "seam: error: missing.json" in done.stderr
+    assert 'seam/cli.py", line' in done.stderr  # that torchrun's own words have not got
+
+
 def test_two_machines_are_two_torchruns_that_find_each_other(place):
     """As on two machines, but for their addresses: one agent each, with a process of its own."""
     with socket.socket() as found:
