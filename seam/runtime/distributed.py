@@ -44,7 +44,7 @@ def _distributed() -> Any:
 
 
 def start_processes(count: int, arguments: Sequence[str]) -> None:
-    """Begin `seam ARGUMENTS` anew in `count` processes, under torchrun; do nothing if there is one, or they are there."""
+    """Begin `seam ARGUMENTS` anew in `count` processes, under torchrun; nothing if there is one, or they are there."""
     if count > 1 and "WORLD_SIZE" not in os.environ:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         os.execv(sys.executable, [sys.executable, *torchrun, "-m", "seam", *arguments])
