@@ -123,7 +123,7 @@ def test_parameters_say_how_many_and_one_of_them_writes_and_speaks(place):
 
 
 def test_options_before_the_command_hold_in_the_processes(place):
-    broken = [*command("broken", "two.yaml")[:-2], "--out", "broken", "--proxy", "missing.json"]
+    broken = [*command("broken", "two.yaml"), "--proxy", "missing.json"]
     done = subprocess.run([sys.executable, "-m", "seam", "-v", *broken], cwd=place, capture_output=True, text=True)
     assert done.returncode and "seam: error: missing.json" in done.stderr
     assert 'seam/cli.py", line' in done.stderr  # that torchrun's own words have not got
