@@ -15,7 +15,7 @@ from seam.models.padding_taps import without_unreached_taps
 from seam.models.shared_inputs import watch
 from seam.models.strided_pointwise import read_fewer_pixels
 from seam.policy.file import fit_policy, policy_layers
-from seam.quant.quantizer import Quantizer, attach, channel_samples, check_weight, standardize, tensor_samples
+from seam.quant.quantizer import Quantizer, attach, check_weight, standardize, tensor_samples
 
 
 def quantize(
@@ -56,7 +56,7 @@ def quantize(
             standardize(layer)
             device = layer.weight.device
             quantizer = Quantizer(w, channels=layer.weight.shape[0]).to(device)
-            quantizer.fit(*channel_samples(layer.weight))
+            quantizer.fit(layer.weight.detach().flatten(1))
             if group in shared:
                 vars(layer)["input_quantizer"] = shared[group]  # not a submodule: safetensors refuses shared tensors
             else:

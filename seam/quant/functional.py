@@ -141,13 +141,12 @@ def integer_bounds(bits: tuple[int, ...] | list[int], signed: bool) -> Tensor:
 
 
 @torch.no_grad()
-def initial_steps(x: Tensor, bounds: Tensor, counts: Tensor | None = None, candidates: int = 24) -> Tensor:
+def initial_steps(x: Tensor, bounds: Tensor, candidates: int = 24) -> Tensor:
     """Steps of least squared error, per row and bit-width, by a grid search.
 
     Args:
         x: [C, K] samples, one row a channel (C = 1 for per-tensor steps).
         bounds: [2, B].
-        counts: [K], how many elements each sample stands for; None: equally many.
 
     Returns: [B, C] steps; a row of zeros gets a small positive step.
     """
@@ -165,5 +164,5 @@ def initial_steps(x: Tensor, bounds: Tensor, counts: Tensor | None = None, candi
             for b, (least, most) in enumerate(bounds.T.tolist()):
                 s = steps[n, b][:, None]
                 torch.div(x, s, out=error).clamp_(least, most).round_().mul_(s).sub_(x).square_()
-                errors[n, b] = error.sum(1) if counts is None else error @ counts
+                errors[n, b] = error.sum(1)
     return steps.gather(0, errors.argmin(0, keepdim=True))[0]  # of equal errors the first, the widest step

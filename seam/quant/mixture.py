@@ -22,7 +22,7 @@ from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
 from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
 from seam.quant.fused_activations import take
-from seam.quant.quantizer import Quantizer, attach, channel_samples, check_weight, standardize
+from seam.quant.quantizer import Quantizer, attach, check_weight, standardize
 
 
 class _MixedWeight(nn.Module):
@@ -77,8 +77,7 @@ class Mixture(nn.Module):
         # All channels of all layers side by side: one exp and one optimizer entry instead of L.
         self.channels = [layer.weight.shape[0] for layer in searched]
         with torch.no_grad():
-            samples = [channel_samples(layer.weight) for layer in searched]
-            steps = [initial_steps(values, self.weight_bounds, counts) for values, counts in samples]
+            steps = [initial_steps(layer.weight.detach().flatten(1), self.weight_bounds) for layer in searched]
         self.weight_log_steps = nn.Parameter(torch.cat(steps, dim=1).log())
         self.input_log_steps = nn.Parameter(torch.zeros(groups, width, device=device))
         fixed = [layer for layer in layers if layer.fixed]

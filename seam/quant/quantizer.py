@@ -19,8 +19,7 @@ from seam.models.shared_inputs import WEIGHTED, layer_input, replace_input, weig
 from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
 from seam.quant.fused_activations import take
 
-_CHANNEL_SAMPLES = 256  # elements of a weight channel that its initial step is fitted to
-_TENSOR_SAMPLES = 4096  # elements of an activation tensor, likewise
+_TENSOR_SAMPLES = 16384  # elements of an activation tensor that its initial step is fitted to
 
 
 class Quantizer(nn.Module):
@@ -57,14 +56,12 @@ class Quantizer(nn.Module):
         return mix(x, steps, None, self.bounds, limits)
 
     @torch.no_grad()
-    def fit(self, samples: Tensor, counts: Tensor | None = None) -> None:
-        """Set range and step from samples: [C, K] for a weight, [1, K] for an activation (unsigned if none is < 0).
-
-        counts: [K], how many elements each sample stands for; None: equally many.
-        """
+    def fit(self, samples: Tensor) -> None:
+        """Set range and step: of a weight from its elements [C, K], of an activation from samples [1, K], unsigned if
+        none is < 0."""
         if self.channels is None:
             self.bounds.copy_(integer_bounds([self.bits], signed=bool((samples < 0).any())))
-        steps = initial_steps(samples, self.bounds.to(samples.device), counts)
+        steps = initial_steps(samples, self.bounds.to(samples.device))
         self.log_step.copy_(steps.log().view_as(self.log_step))
 
     @property
@@ -75,27 +72,19 @@ class Quantizer(nn.Module):
         return f"bits={self.bits}, channels={self.channels}"
 
 
-def channel_samples(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """At most 256 evenly spaced elements of each output channel and the extremes: [C, K]; what each stands for: [K].
-
-    Without the extremes many bits would clip what the samples missed: 4 % error of 8-bit Gaussian weights, not 0.9 %.
-    Counted like the other samples, they would make the steps of few bits too wide.
-    """
-    rows = weight.detach().reshape(weight.shape[0], -1)
-    step = -(-rows.shape[1] // _CHANNEL_SAMPLES)
-    if step == 1:
-        return rows, rows.new_ones(rows.shape[1])
-    samples = torch.cat([rows[:, ::step], *(m[:, None] for m in torch.aminmax(rows, dim=1))], dim=1)
-    counts = rows.new_full((samples.shape[1],), float(step))
-    counts[-2:] = 1.0
-    return samples, counts
-
-
 def tensor_samples(x: Tensor) -> Tensor:
-    """At most 4096 evenly spaced elements and the extremes: [1, K]."""
+    """At most 16384 elements, one drawn in each of as many equal parts, and the extremes: [1, K].
+
+    Evenly spaced elements would be the corner pixels of every image in a few of the channels, where their distance and
+    the size of a channel have a common divisor.
+    """
     flat = x.detach().reshape(-1)
     low, high = torch.aminmax(flat)
-    return torch.cat([flat[:: -(-flat.numel() // _TENSOR_SAMPLES)], low[None], high[None]])[None]
+    if len(flat) > _TENSOR_SAMPLES:
+        draws = torch.rand(_TENSOR_SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        places = (torch.arange(_TENSOR_SAMPLES) + draws) * (len(flat) / _TENSOR_SAMPLES)
+        flat = flat[places.long().clamp_(max=len(flat) - 1).to(flat.device)]
+    return torch.cat([flat, low[None], high[None]])[None]
 
 
 Read = Callable[[nn.Module, Tensor], Tensor]  # (layer, its input) -> quantized input

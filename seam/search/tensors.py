@@ -15,7 +15,7 @@ from seam.errors import SeamError, unknown
 from seam.models.shared_inputs import weight_parameter
 from seam.quant.apply import input_samples
 from seam.quant.functional import initial_steps, integer_bounds
-from seam.quant.quantizer import attach, channel_samples, check_weight, standardize
+from seam.quant.quantizer import attach, check_weight, standardize
 from seam.search.problem import Problem
 
 
@@ -97,8 +97,7 @@ def watch_tensors(problem: Problem, x: Tensor) -> dict[str, Watched]:
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight")  # its result becomes the weight
             layer.weight.requires_grad_(False)
-        values, counts = channel_samples(layer.weight)
-        weights = Grid(initial_steps(values, signed, counts), signed)
+        weights = Grid(initial_steps(layer.weight.detach().flatten(1), signed), signed)
         if names[first] in watched:
             inputs = watched[names[first]].inputs
         else:

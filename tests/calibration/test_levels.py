@@ -45,14 +45,18 @@ def test_the_first_level_is_what_calibration_always_was(digits):
     assert equal(tool.calibrate(now, digits.train), before)
 
 
-@pytest.mark.parametrize(("budget", "share"), [("w4a4", 0.95), ("w3a3", 0.4)])
+@pytest.mark.parametrize(("budget", "share"), [("w4a4", 0.65), ("w3a3", 0.2)])
 def test_each_level_loses_less_than_least_squares_steps(digits, budget, share):
-    loss = {}
-    for level in LEVELS:
-        model, _ = calibrated(digits, budget, level, Reconstruction(iterations=60), count=256)
-        loss[level] = evaluate(model, digits.test, 359, CPU)["loss"]
+    def lost(level, seed=0):
+        """Over full precision."""
+        model, _ = calibrated(digits, budget, level, Reconstruction(iterations=60), seed, count=256)
+        return evaluate(model, digits.test, 359, CPU)["loss"] - whole
+
+    whole = evaluate(digits.model, digits.test, 359, CPU)["loss"]
+    loss = {level: lost(level) for level in LEVELS}
     assert all(value < loss["steps"] for level, value in loss.items() if level != "steps"), loss
-    assert loss["reconstruct"] < share * loss["steps"], loss
+    reconstructed = (loss["reconstruct"] + lost("reconstruct", 1) + lost("reconstruct", 2)) / 3
+    assert reconstructed < share * loss["steps"], (reconstructed, loss)
 
 
 def test_the_full_precision_copy_computes_what_the_model_did(digits):

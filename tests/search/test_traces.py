@@ -12,7 +12,6 @@ from seam.errors import SeamError
 from seam.models.build import build
 from seam.quant.functional import initial_steps, integer_bounds
 from seam.quant.kernels import use_kernels
-from seam.quant.quantizer import channel_samples
 from seam.search import fit, hawq, limpq, sensitivity, sqnr
 from seam.settings import Model
 
@@ -72,9 +71,8 @@ def test_sqnr_is_the_noise_of_each_tensor_as_a_share_of_its_signal():
     given.settings.options.pop("draws")
     table = sqnr.preferences(given)
     layer = dict(model.named_modules())[given.names[0]]
-    values, counts = channel_samples(layer.weight)
     bounds = integer_bounds(BITS, signed=True)
-    steps = initial_steps(values, bounds, counts)
+    steps = initial_steps(layer.weight.detach().flatten(1), bounds)
     share = []
     for b in range(len(BITS)):
         step = steps[b].view(-1, 1, 1, 1)
