@@ -3,10 +3,12 @@
 `expand("snakemake", root)` asks the engine in a process of its own, since both keep global state.
 """
 
+import contextlib
 import itertools
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,13 @@ def copy_repository(destination: Path, git: bool = True) -> Path:
         identity = ("-c", "user.name=seam", "-c", "user.email=seam@localhost")
         run(destination, "git", *identity, "commit", "--quiet", "--message", "clone")
     return destination
+
+
+def free_ports(count: int = 1) -> list[int]:
+    """Distinct ports of this machine that nobody listens on."""
+    with contextlib.ExitStack() as open_ones:
+        found = [open_ones.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in found]
 
 
 def text(done: subprocess.CompletedProcess) -> str:

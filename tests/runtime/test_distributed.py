@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from engines import REPOSITORY, environment, run
+from engines import REPOSITORY, environment, free_ports, run
 from forked import call, seam
 from shared_jobs import jobs
 
@@ -131,10 +130,7 @@ def test_options_before_the_command_hold_in_the_processes(place):
 
 def test_two_machines_are_two_torchruns_that_find_each_other(place):
     """As on two machines, but for their addresses: one agent each, with a process of its own."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    where = ("--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={port}")
+    where = ("--nnodes=2", "--master-addr=127.0.0.1", f"--master-port={free_ports()[0]}")
     line = ("-m", "seam", *command("machines", "two.yaml"))
     agents = [start(1, *line, cwd=place, meeting=(*where, f"--node-rank={number}")) for number in (0, 1)]
     try:

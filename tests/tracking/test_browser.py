@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from engines import free_ports
 from handmade import make_params, write_results
 
 from seam.experiment.params import Job
@@ -61,8 +62,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(place):
     """The address that `seam ui` prints, on a port of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports()
     command = [sys.executable, "-m", "seam", "ui", "--params", str(place / "params.yaml"), "--port", str(port)]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     with (place / "ui.log").open("w") as output:

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from engines import REPOSITORY
+from engines import REPOSITORY, free_ports
 from handmade import SEARCHES, make_params, write_results
 
 from seam.errors import SeamError
@@ -316,9 +316,7 @@ def server(tmp_path_factory):
     mark = f"ours-{secrets.token_hex(8)}"
     database = f"sqlite:///{folder}/server.db"
     Store(database, mark)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports()
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(folder / "artifacts")]
     with (folder / "log").open("w") as output:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from engines import copy_repository, environment, run, text
+from engines import copy_repository, environment, free_ports, run, text
 
 SCRIPT = Path(__file__).with_name("one_node_slurm.sh")
 # Without accounting only squeue knows of a job, and this file system needs no waiting.
@@ -28,11 +27,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
-    with socket.socket() as one, socket.socket() as two:
-        ports = []
-        for free in (one, two):
-            free.bind(("127.0.0.1", 0))
-            ports.append(str(free.getsockname()[1]))
+    ports = map(str, free_ports(2))
     subprocess.run([SCRIPT, "start", folder, *ports], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     yield
     subprocess.run([SCRIPT, "stop", folder], check=True)
