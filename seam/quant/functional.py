@@ -145,7 +145,7 @@ def initial_steps(x: Tensor, bounds: Tensor, candidates: int = 24) -> Tensor:
     """Steps of least squared error, per row and bit-width, by a grid search.
 
     Args:
-        x: [C, K] samples, one row a channel (C = 1 for per-tensor steps).
+        x: [C, K] elements or samples, one row a channel (C = 1 for per-tensor steps).
         bounds: [2, B].
 
     Returns: [B, C] steps; a row of zeros gets a small positive step.

@@ -57,8 +57,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
-        """Set range and step: of a weight from its elements [C, K], of an activation from samples [1, K], unsigned if
-        none is < 0."""
+        """Set the step from samples: all elements [C, K] of a weight, some [1, K] of an activation, and with these the
+        range: unsigned if none is < 0."""
         if self.channels is None:
             self.bounds.copy_(integer_bounds([self.bits], signed=bool((samples < 0).any())))
         steps = initial_steps(samples, self.bounds.to(samples.device))
@@ -75,8 +75,8 @@ class Quantizer(nn.Module):
 def tensor_samples(x: Tensor) -> Tensor:
     """At most 16384 elements, one drawn in each of as many equal parts, and the extremes: [1, K].
 
-    Evenly spaced elements would be the corner pixels of every image in a few of the channels, where their distance and
-    the size of a channel have a common divisor.
+    Evenly spaced ones would alias: a distance that shares a divisor with the size of a channel meets the same few
+    pixels of every channel. The extremes set the signs, and the widest step that is tried. Every call draws alike.
     """
     flat = x.detach().reshape(-1)
     low, high = torch.aminmax(flat)

@@ -67,8 +67,8 @@ def test_eight_bits_hardly_change_the_output_and_two_do(name):
         calibrate(model, [(x, None)])
         with torch.no_grad():
             changes[bits] = ((model(x) - before).norm() / before.norm()).item()
-    # Random weights: 0.108 for test_nfnet even with steps of least squared error of all elements, at most 0.06 else.
-    assert changes[8] < 0.12 and changes[2] > 3 * changes[8]
+    # Random weights: NFNet's change by 0.108 even with the steps of all elements, the others' by 0.06 at most.
+    assert changes[8] < (0.12 if name == "test_nfnet" else 0.08) and changes[2] > 3 * changes[8]
 
 
 def test_a_weight_that_the_parent_applies_gets_its_input_quantized():

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -5,9 +7,10 @@ from torch import nn
 from seam.errors import SeamError
 from seam.models.find import find_layers
 from seam.quant.apply import calibrate, quantize
+from seam.quant.functional import initial_steps, integer_bounds
 from seam.quant.kernels import use_kernels
 from seam.quant.mixture import Mixture
-from seam.quant.quantizer import Quantizer, tensor_samples
+from seam.quant.quantizer import Quantizer, tensor_samples, weight_quantizer
 
 
 @pytest.fixture(autouse=True)
@@ -169,15 +172,21 @@ def test_temperature_sharpens():
     assert net.preferences().shape == (2, 3, 3)
 
 
-@pytest.mark.parametrize("count", [16385, 64 * 16 * 64, 64 * 48 * 49])
-def test_samples_of_an_activation_take_no_notice_of_its_order(count):
-    """Every place of the images in every channel, as often as any other."""
-    period = torch.arange(count) % 8 + 1.0
-    samples = tensor_samples(period.view(1, -1))
-    assert samples.shape == (1, 16386)
-    for value in range(1, 9):
-        assert (samples == value).double().mean().item() == pytest.approx(1 / 8, abs=0.01)
-    assert torch.equal(samples, tensor_samples(period.view(1, -1)))
+@pytest.mark.parametrize("count", [16385, 64 * 16 * 64, 256 * 16 * 49])
+def test_samples_of_an_activation_are_one_drawn_in_each_equal_part(count):
+    found = tensor_samples(torch.arange(count, dtype=torch.float64).view(1, -1))
+    assert found.shape == (1, 16386) and found[0, -2:].tolist() == [0, count - 1]
+    drawn, part = found[0, :-2], count / 16384
+    number = torch.arange(16384)
+    assert (drawn >= (number * part).floor()).all() and (drawn <= (number + 1) * part).all()
+    assert torch.equal(found, tensor_samples(torch.arange(count, dtype=torch.float64)))
+
+
+def test_samples_do_not_alias_with_the_order_of_the_elements():
+    """Zeros all about each image: 16384 evenly spaced elements would be nothing but zeros."""
+    x = torch.zeros(64, 64, 8, 8)
+    x[:, :, 1:7, 1:7] = 1.0
+    assert tensor_samples(x).mean().item() == pytest.approx(36 / 64, abs=0.01)
 
 
 def test_the_extremes_are_always_among_the_samples():
@@ -185,4 +194,17 @@ def test_the_extremes_are_always_among_the_samples():
     x[3, 2, 1, 0], x[60, 15, 7, 6] = -3.0, 5.0
     samples = tensor_samples(x)
     assert samples.min().item() == -3 and samples.max().item() == 5
-    assert torch.equal(tensor_samples(x[0]).sort().values[0, 1:-1], x[0].flatten().sort().values)
+    few = torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tensor_samples(few)[0, :-2], few.flatten())
+
+
+def test_steps_of_a_weight_are_fitted_to_all_its_elements():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    net[1].weight.data[:, :, :, 1:] *= 4  # a column of small taps
+    layers = find_layers(net, (3, 3, 3))
+    wanted = initial_steps(net[1].weight.detach().reshape(4, 576), integer_bounds([3], True))
+    quantizer = weight_quantizer(quantize(copy.deepcopy(net), {"1": (3, 3)}, layers)[1])
+    assert torch.equal(quantizer.log_step, wanted.log())
+    mixed = Mixture(copy.deepcopy(net), layers, (2, 3))
+    assert torch.equal(mixed.weight_log_steps[1, :4], wanted[0].log())
