@@ -56,7 +56,7 @@ def quantize(
             standardize(layer)
             device = layer.weight.device
             quantizer = Quantizer(w, channels=layer.weight.shape[0]).to(device)
-            quantizer.fit(layer.weight.detach().flatten(1))
+            quantizer.fit(layer.weight)
             if group in shared:
                 vars(layer)["input_quantizer"] = shared[group]  # not a submodule: safetensors refuses shared tensors
             else:

@@ -145,11 +145,12 @@ def initial_steps(x: Tensor, bounds: Tensor, candidates: int = 24) -> Tensor:
     """Steps of least squared error, per row and bit-width, by a grid search.
 
     Args:
-        x: [C, K] elements or samples, one row a channel (C = 1 for per-tensor steps).
+        x: [C, ...] elements or samples, one row a channel (C = 1 for per-tensor steps).
         bounds: [2, B].
 
     Returns: [B, C] steps; a row of zeros gets a small positive step.
     """
+    x = x.flatten(1)
     lower, upper = bounds[0], bounds[1]
     # The step that just covers the row's extremes; the best one is this or smaller.
     reach = torch.maximum(

@@ -77,7 +77,7 @@ class Mixture(nn.Module):
         # All channels of all layers side by side: one exp and one optimizer entry instead of L.
         self.channels = [layer.weight.shape[0] for layer in searched]
         with torch.no_grad():
-            steps = [initial_steps(layer.weight.detach().flatten(1), self.weight_bounds) for layer in searched]
+            steps = [initial_steps(layer.weight, self.weight_bounds) for layer in searched]
         self.weight_log_steps = nn.Parameter(torch.cat(steps, dim=1).log())
         self.input_log_steps = nn.Parameter(torch.zeros(groups, width, device=device))
         fixed = [layer for layer in layers if layer.fixed]

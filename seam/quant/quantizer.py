@@ -57,8 +57,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
-        """Set the step from samples: all elements [C, K] of a weight, some [1, K] of an activation, and with these the
-        range: unsigned if none is < 0."""
+        """Set the step from all elements [C, ...] of a weight, or from some [1, K] of an activation, whose range is
+        unsigned if none of them is < 0."""
         if self.channels is None:
             self.bounds.copy_(integer_bounds([self.bits], signed=bool((samples < 0).any())))
         steps = initial_steps(samples, self.bounds.to(samples.device))

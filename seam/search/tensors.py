@@ -97,7 +97,7 @@ def watch_tensors(problem: Problem, x: Tensor) -> dict[str, Watched]:
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight")  # its result becomes the weight
             layer.weight.requires_grad_(False)
-        weights = Grid(initial_steps(layer.weight.detach().flatten(1), signed), signed)
+        weights = Grid(initial_steps(layer.weight, signed), signed)
         if names[first] in watched:
             inputs = watched[names[first]].inputs
         else:
