@@ -77,11 +77,11 @@ def _load(path: Path, stage: str, model: str = "", search: str = "", budget: str
     if search:
         params.method(search)
     limit_threads(schedule.threads(params, stage, search))
-    count = schedule.processes(params, stage, search)
+    count, nodes = schedule.processes(params, stage, search), schedule.nodes(params, stage, search)
     if "WORLD_SIZE" not in os.environ:  # else what started these processes has seen to it
-        if params.device in ("auto", "cuda") and (gpus := schedule.gpus(params, stage, search)):
-            take_gpus(gpus)
-        start_processes(count, _given)
+        if nodes == 1 and params.device in ("auto", "cuda") and (gpus := schedule.gpus(params, stage, search)):
+            take_gpus(gpus)  # on several machines Slurm gives each its own
+        start_processes(count, nodes, schedule.slots(params, stage, None, search), _given)
     return params
 
 

@@ -36,6 +36,15 @@ def _no_control(path: str) -> str:
     return path
 
 
+def _shared_evenly(settings: Any) -> Any:
+    if settings.processes % settings.nodes:
+        raise ValueError(
+            f"processes must be a multiple of nodes, {settings.nodes}, such as the number of GPUs on all of them "
+            f"(found {settings.processes})"
+        )
+    return settings
+
+
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -124,6 +133,9 @@ class Training(_Frozen):
     seed: Seed = 0  # of weights and of the order of images
     threads: Count = 2  # of a process of a job
     processes: Count = 1  # of a job, which share each batch; on GPUs each has one of its own
+    nodes: Count = 1  # machines of a Slurm job, which share its processes evenly
+
+    _even = model_validator(mode="after")(_shared_evenly)
 
 
 class Finetune(Training):
@@ -163,12 +175,15 @@ class SearchSettings(_Frozen):
     augment: bool = False  # as in training
     threads: Count = 2  # of a process of a job
     processes: Count = 1  # of a job, which share its images; on GPUs each has one of its own
+    nodes: Count = 1  # machines of a Slurm job, which share its processes evenly
     kernels: Literal["auto", "compiled", "eager"] = "auto"  # of quantizers and mixtures
     options: dict[str, Any] = {}  # a method's own settings (its file says which)
 
     def filled(self, **own: Any) -> "SearchSettings":
         """These settings with a method's own values where they give none."""
         return self.model_copy(update={key: value for key, value in own.items() if getattr(self, key) is None})
+
+    _even = model_validator(mode="after")(_shared_evenly)
 
     @field_validator("bits")
     @classmethod

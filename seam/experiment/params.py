@@ -140,7 +140,8 @@ class Params(_Frozen):
     def slice(self, stage: str, **job: Any) -> dict[str, Any]:
         """The parameters that a job depends on: dotted key -> value.
 
-        A stage's keys are in `STAGE_KEYS`; a change to any other key must not rerun the job.
+        A stage's keys are in `STAGE_KEYS`; a change to any other key must not rerun the job, nor may one of `nodes`:
+        the processes are what counts, not the machines that they run on.
         """
         dumped = self.dump()
         result = {}
@@ -149,6 +150,8 @@ class Params(_Frozen):
             key = pattern.format(**job)
             for part in key.split("."):
                 value = value[part]
+            if isinstance(value, dict):
+                value = {k: v for k, v in value.items() if k != "nodes"}
             result[key] = _ordered(value)
         return result
 

@@ -9,6 +9,7 @@ from seam.data.sampling import NEED_FEATURES
 from seam.experiment.params import Params
 from seam.runtime.cores import available_cores
 from seam.search.interface import load_method, needs_network
+from seam.settings import SearchSettings, Training
 
 # From the first to the last step of one policy; see `priority`.
 STEPS = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate")
@@ -16,28 +17,36 @@ STEPS = ("fetch", "pretrain", "sample", "search", "finetune", "evaluate")
 
 def threads(params: Params, stage: str, search: str = "") -> int:
     """Threads of one process of a job; a search that sees no data needs no more than one."""
-    if stage == "search":
-        return 1 if params.proxy(search) is None else params.settings(search).threads
-    of = {"pretrain": params.pretrain, "finetune": params.finetune}
-    of |= dict.fromkeys(("sample", "evaluate"), params.evaluate)
-    return of[stage].threads if stage in of else 1
+    if stage in ("sample", "evaluate"):
+        return params.evaluate.threads
+    return settings.threads if (settings := _settings(params, stage, search)) else 1
 
 
 def processes(params: Params, stage: str, search: str = "") -> int:
     """Processes that share a job."""
+    return settings.processes if (settings := _settings(params, stage, search)) else 1
+
+
+def nodes(params: Params, stage: str, search: str = "") -> int:
+    """Machines that share a job's processes."""
+    return settings.nodes if (settings := _settings(params, stage, search)) else 1
+
+
+def _settings(params: Params, stage: str, search: str) -> Training | SearchSettings | None:
+    """Of a job that several processes can share."""
     if stage == "search":
-        return 1 if params.proxy(search) is None else params.settings(search).processes
-    of = {"pretrain": params.pretrain, "finetune": params.finetune}
-    return of[stage].processes if stage in of else 1
+        return None if params.proxy(search) is None else params.settings(search)
+    return {"pretrain": params.pretrain, "finetune": params.finetune}.get(stage)
 
 
 def slots(params: Params, stage: str, given: int | None, search: str = "") -> int:
-    """How many of the engine's `given` cores a job takes.
+    """How many of the engine's `given` cores a job takes, on each of its machines.
 
     With more cores given than there are (`--cores 8` on a laptop), a job takes more slots than it has threads, so that
     never more threads run than there are cores. None: no limit was given (a cluster, where jobs get what they ask for).
     """
-    count, cores = threads(params, stage, search) * processes(params, stage, search), available_cores()
+    here = processes(params, stage, search) // nodes(params, stage, search)
+    count, cores = threads(params, stage, search) * here, available_cores()
     if given is None or given <= cores:
         return count
     return min(given, -(-count * given // cores))
@@ -64,7 +73,7 @@ def priority(params: Params, stage: str, job: Mapping[str, str]) -> int:
 
 
 def gpus(params: Params, stage: str, search: str = "") -> int:
-    """GPUs of this machine that a job uses: one a process. (torch would know too, but takes seconds to import.)"""
+    """GPUs that a job uses, on all its machines: one a process. (torch would know too, but takes seconds to import.)"""
     present = any(Path("/proc/driver/nvidia/gpus").glob("*"))
     used = params.device.startswith("cuda") or (params.device == "auto" and present)
     return processes(params, stage, search) if used and on_device(params, stage, search) else 0

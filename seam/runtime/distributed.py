@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from seam.errors import SeamError
 from seam.runtime.progress import be_quiet, progress
 
 if TYPE_CHECKING:
@@ -43,11 +45,31 @@ def _distributed() -> Any:
     return module if module is not None and module.is_available() and module.is_initialized() else None
 
 
-def start_processes(count: int, arguments: Sequence[str]) -> None:
-    """Begin `seam ARGUMENTS` anew in `count` processes, under torchrun; nothing if there is one, or they are there."""
-    if count > 1 and "WORLD_SIZE" not in os.environ:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        os.execv(sys.executable, [sys.executable, *torchrun, "-m", "seam", *arguments])
+def start_processes(count: int, nodes: int, cores: int, arguments: Sequence[str]) -> None:
+    """Begin `seam ARGUMENTS` anew in `count` processes, under torchrun; nothing if there is one, or they are there.
+
+    nodes: machines that share them evenly, those of the Slurm job that this process runs in. cores: of each machine.
+
+    Raises SeamError for several machines outside a Slurm job.
+    """
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        return
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count // nodes}"]
+    if nodes == 1:
+        launch = [*torchrun, "--standalone"]
+    else:
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None:
+            raise SeamError(
+                f"nodes: {nodes} machines are to share this job, but it does not run under Slurm, which would give "
+                "them: take the Slurm profile, or start torchrun by hand (docs/scaling.md)"
+            )
+        with socket.create_server(("", 0)) as server:  # here, on the first machine, where all will meet
+            address = f"{socket.gethostname()}:{server.getsockname()[1]}"
+        meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={address}", f"--rdzv-id={job}"]
+        one_each = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cores}"]
+        launch = ["srun", *one_each, "--kill-on-bad-exit=1", *torchrun, *meeting]
+    os.execvp(launch[0], [*launch, "-m", "seam", *arguments])
 
 
 def join(device: torch.device) -> torch.device:
@@ -57,7 +79,11 @@ def join(device: torch.device) -> torch.device:
     import torch
 
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        own, present = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if own >= present:
+            here = os.environ.get("LOCAL_WORLD_SIZE", own + 1)
+            raise SeamError(f"{here} processes here, each on a GPU of its own, but {present} can be used here")
+        device = torch.device("cuda", own)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=_WAIT)

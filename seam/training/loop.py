@@ -206,6 +206,7 @@ def fit(
                 last_saved = time.monotonic()
         if ended():
             kept = "the same command goes on from there" if save() else "no checkpoint of it was written"
+            greatest(0, device)  # all wait for the one that writes: the first to leave takes the others with it
             stop.leave(f"stopped at step {run.step}; {kept}")
         if wrong := [name for name in infinite_tensors(module) if name not in infinite]:
             raise error("the weights are not finite", total, layer_name(wrong[0]))

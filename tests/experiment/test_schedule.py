@@ -4,6 +4,7 @@ import pytest
 import yaml
 from engines import REPOSITORY
 
+from seam.errors import SeamError
 from seam.experiment import schedule
 from seam.experiment.graph import nodes
 from seam.experiment.params import load_params, parse_params
@@ -49,6 +50,24 @@ def test_a_job_in_several_processes_takes_the_cores_and_gpus_of_all():
     assert schedule.gpus(parse_params(raw), "sample", "direct") == 1
     raw["device"] = "cpu"
     assert schedule.gpus(parse_params(raw), "search", "direct") == 0
+
+
+def test_several_machines_share_the_processes_of_a_job():
+    raw = yaml.safe_load(DEFAULT.read_text())
+    raw["searches"]["direct"] |= {"threads": 3, "processes": 4, "nodes": 2}
+    raw["finetune"] |= {"threads": 2, "processes": 3, "nodes": 3}
+    params = parse_params(raw)
+    assert schedule.nodes(params, "search", "direct") == 2
+    assert schedule.nodes(params, "search", "uniform") == schedule.nodes(params, "evaluate") == 1
+    assert schedule.slots(params, "search", None, "direct") == 6  # of each machine
+    assert schedule.slots(params, "finetune", None) == 2
+    before = [params.slice(stage, model="resnet18", search="direct", budget="w3a3") for stage in ("search", "finetune")]
+    raw["searches"]["direct"]["nodes"] = raw["finetune"]["nodes"] = 1
+    alone = parse_params(raw)
+    assert before == [alone.slice(s, model="resnet18", search="direct", budget="w3a3") for s in ("search", "finetune")]
+    raw["finetune"]["nodes"] = 2
+    with pytest.raises(SeamError, match=r"finetune: processes must be a multiple of nodes, 2, .*\(found 3"):
+        parse_params(raw)
 
 
 def test_a_cluster_gives_a_job_what_it_asks_for(monkeypatch):

@@ -121,6 +121,15 @@ def test_parameters_say_how_many_and_one_of_them_writes_and_speaks(place):
     assert not list((place / "results").glob(".resume/*"))
 
 
+def test_several_machines_are_those_of_a_slurm_job(place, monkeypatch):
+    raw = yaml.safe_load((place / "two.yaml").read_text())
+    raw["searches"]["seam-subset"]["nodes"] = 2
+    (place / "wide.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    done = seam(*command("wide", "wide.yaml"), cwd=place)
+    assert done.returncode and "nodes: 2 machines are to share this job, but it does not run under Slurm" in done.stderr
+
+
 def test_options_before_the_command_hold_in_the_processes(place):
     broken = [*command("broken", "two.yaml"), "--proxy", "missing.json"]
     done = subprocess.run([sys.executable, "-m", "seam", "-v", *broken], cwd=place, capture_output=True, text=True)

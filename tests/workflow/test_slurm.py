@@ -1,4 +1,7 @@
-"""The Slurm profile on a real Slurm of one node. Opt in with SEAM_SLURM=1: it starts daemons, links in /etc/slurm."""
+"""The Slurm profile on a real Slurm of two nodes, both this machine.
+
+Opt in with SEAM_SLURM=1: it starts daemons, and links in /etc/slurm.
+"""
 
 import json
 import os
@@ -12,9 +15,9 @@ import pytest
 import yaml
 from engines import copy_repository, environment, free_ports, run, text
 
-SCRIPT = Path(__file__).with_name("one_node_slurm.sh")
+SCRIPT = Path(__file__).with_name("local_slurm.sh")
 # Without accounting only squeue knows of a job, and this file system needs no waiting.
-OPTIONS = ("--profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue", "--latency-wait", "5")
+OPTIONS = ("--workflow-profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue", "--latency-wait", "5")
 OPTIONS += ("--slurm-init-seconds-before-status-checks", "3")
 
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="no executor here (pip install 'seam[slurm]')")
@@ -27,9 +30,9 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
-    ports = map(str, free_ports(2))
+    ports = map(str, free_ports(3))
     subprocess.run([SCRIPT, "start", folder, *ports], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    yield
+    yield folder
     subprocess.run([SCRIPT, "stop", folder], check=True)
 
 
@@ -83,6 +86,30 @@ def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
     shutil.copy(root / "long.yaml", alone)
     assert text(run(alone, "snakemake", policy, "--cores", "8", "--configfile", "long.yaml"))
     assert policies(root) == policies(alone)
+
+
+def test_a_search_on_two_machines_gives_the_policy_of_one_process(cluster, smoke_results, tmp_path):
+    root = copy_repository(tmp_path / "seam")
+    raw = yaml.safe_load((root / "experiments/smoke.yaml").read_text())
+    raw["searches"]["seam-subset"] |= {"processes": 2, "nodes": 2}
+    (root / "wide.yaml").write_text(yaml.safe_dump(raw))
+    policy = "results/smoke/search/resnet/seam-subset/w3a3/0/policy.json"
+    proxy = "results/smoke/proxies/resnet/seam-subset/proxy.json"
+    run(root, "snakemake", proxy, *OPTIONS, "--configfile", "wide.yaml")
+    before = [steps(cluster, node) for node in ("seam1", "seam2")]
+    profile = root / "workflow/profiles/slurm/profile.yaml"
+    raw = yaml.safe_load(profile.read_text())
+    raw["set-resources"]["search"]["gpu"] = 2  # as many as processes, which Slurm deals out to the nodes
+    profile.write_text(yaml.safe_dump(raw))
+    run(root, "snakemake", policy, *OPTIONS, "--configfile", "wide.yaml")
+    layers = [json.loads((place / policy).read_text())["layers"] for place in (root, smoke_results[1])]
+    assert layers[0] == layers[1]
+    assert [steps(cluster, node) for node in ("seam1", "seam2")] == [count + 1 for count in before]
+
+
+def steps(folder: Path, node: str) -> int:
+    """How many steps of jobs, beside batch scripts, a node has been given."""
+    return (folder / f"slurmd-{node}.log").read_text().count("launch task")
 
 
 def running(process, rule) -> str:

@@ -70,6 +70,19 @@ def gpus(stage):
     return lambda wildcards: schedule.gpus(PARAMS, stage, wildcards.get("search", ""))
 
 
+def machines(stage, value=None):
+    """Machines of a job that has more than one, or `value` for it; else nothing: Slurm's executor goes by what is set.
+
+    Such a job starts its processes on its machines itself, which to the executor is MPI.
+    """
+
+    def several(wildcards):
+        count = schedule.nodes(PARAMS, stage, wildcards.get("search", ""))
+        return None if count == 1 else count if value is None else value
+
+    return several
+
+
 def every_input(stage):
     """Inputs of a job that reads the whole grid."""
     return [

@@ -15,6 +15,10 @@ rule finetune:
     threads: slots("finetune")
     resources:
         gpu=gpus("finetune"),
+        nodes=machines("finetune"),
+        tasks=machines("finetune"),
+        mpi=machines("finetune", "srun"),
+        tasks_per_gpu=machines("finetune", 0),
     params:
         file=parameters,
         settings=settings("finetune"),

@@ -18,6 +18,10 @@ rule pretrain:
     threads: slots("pretrain")
     resources:
         gpu=gpus("pretrain"),
+        nodes=machines("pretrain"),
+        tasks=machines("pretrain"),
+        mpi=machines("pretrain", "srun"),
+        tasks_per_gpu=machines("pretrain", 0),
     params:
         file=parameters,
         settings=settings("pretrain"),

@@ -17,6 +17,10 @@ rule search:
     threads: slots("search")
     resources:
         gpu=gpus("search"),
+        nodes=machines("search"),
+        tasks=machines("search"),
+        mpi=machines("search", "srun"),
+        tasks_per_gpu=machines("search", 0),
     params:
         file=parameters,
         settings=settings("search"),

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A Slurm cluster of this machine alone, with all its files in FOLDER, and links to its configuration in /etc/slurm:
-# Snakemake's executor takes SLURM_CONF out of a job's environment.
-#   tests/workflow/one_node_slurm.sh start FOLDER CONTROLLER_PORT NODE_PORT
-#   tests/workflow/one_node_slurm.sh stop FOLDER
+# A Slurm cluster of two nodes, both this machine, with all its files in FOLDER, and links to its configuration in
+# /etc/slurm: Snakemake's executor takes SLURM_CONF out of a job's environment.
+#   tests/workflow/local_slurm.sh start FOLDER CONTROLLER_PORT NODE_PORT NODE_PORT
+#   tests/workflow/local_slurm.sh stop FOLDER
 # Needs Debian's packages slurm-wlm and munge, and root. There is no accounting, and GPUs are counted, not there.
 set -euo pipefail
 folder=$(realpath "$2")
 
 stop() {
-    for name in slurmctld slurmd munged; do
+    for name in slurmctld slurmd-seam1 slurmd-seam2 munged; do
         [ ! -f "$folder/$name.pid" ] || kill "$(cat "$folder/$name.pid")" || true
     done
     for name in slurm.conf gres.conf; do
@@ -26,22 +26,21 @@ if [ -e /etc/slurm/slurm.conf ]; then
     exit 1
 fi
 trap stop ERR
-mkdir -p "$folder/state" "$folder/spool"
+mkdir -p "$folder/state"
 (umask 077 && head --bytes 1024 /dev/urandom > "$folder/munge.key")
 cat > "$folder/slurm.conf" << END
 ClusterName=seam
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$3
-SlurmdPort=$4
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge.socket
 StateSaveLocation=$folder/state
-SlurmdSpoolDir=$folder/spool
+SlurmdSpoolDir=$folder/spool-%n
 SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
+SlurmdPidFile=$folder/slurmd-%n.pid
 SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
+SlurmdLogFile=$folder/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -51,7 +50,9 @@ GresTypes=gpu
 MpiDefault=none
 ReturnToService=2
 KillWait=20
-NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=8 RealMemory=512000 Gres=gpu:2 State=UNKNOWN
+NodeName=DEFAULT CPUs=8 RealMemory=512000 Gres=gpu:2 State=UNKNOWN
+NodeName=seam1 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$4
+NodeName=seam2 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$5
 PartitionName=all Nodes=ALL Default=YES State=UP
 END
 printf 'Name=gpu File=/dev/%s\n' null zero > "$folder/gres.conf"
@@ -59,9 +60,10 @@ munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --
     --log-file="$folder/munged.log" --seed-file="$folder/munge.seed"
 ln --symbolic "$folder/slurm.conf" "$folder/gres.conf" /etc/slurm
 slurmctld
-slurmd
+slurmd -N seam1
+slurmd -N seam2
 for _ in $(seq 50); do
-    [ "$(sinfo --noheader --format %t)" != idle ] || exit 0
+    [ "$(sinfo --noheader --format '%D %t')" != "2 idle" ] || exit 0
     sleep 0.2
 done
 sinfo
