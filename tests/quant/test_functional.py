@@ -99,6 +99,23 @@ def test_limits_clamp_first(signed, low, high):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_and_summed_in_float32(dtype):
+    use_kernels("eager")
+    inputs, bounds, g = problem(True, True, torch.float32)
+    with torch.no_grad():
+        inputs[0] *= 1 + 2**-6  # off the grid
+    half, same = inputs[0].detach().to(dtype).requires_grad_(), inputs[0].detach().to(dtype).float().requires_grad_()
+    actual, expected = mix(half, *inputs[1:], bounds), mix(same, *inputs[1:], bounds)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, expected.to(dtype))
+    found = torch.autograd.grad(actual, (half, *inputs[1:]), g.to(dtype))
+    wanted = torch.autograd.grad(expected, (same, *inputs[1:]), g.to(dtype).float())
+    assert [x.dtype for x in found] == [dtype, torch.float32, torch.float32]
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.float(), b.to(a.dtype).float())
+
+
 def test_the_cases_hold_ties_and_edges():
     (x, steps, _), bounds, _ = problem(per_channel=False, signed=True)
     v = x / steps[0]

@@ -119,6 +119,32 @@ def mixture():
     return net
 
 
+def quantized():
+    torch.manual_seed(0)
+    model = quantize(Small(), {"one": (3, 3), "two": (4, 4)})
+    calibrate(model, batches())
+    return model
+
+
+@pytest.mark.parametrize("make", [mixture, quantized])
+def test_a_step_under_autocast_is_near_one_in_full_precision(make):
+    """What a GPU computes in bfloat16 by default, on the CPU."""
+
+    def gradients(enabled):
+        net = make().train()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out = net(batches(1)[0][0])
+        assert out.dtype == (torch.bfloat16 if enabled else torch.float32)
+        out.float().square().mean().backward()
+        return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+    half, full = gradients(True), gradients(False)
+    assert half.keys() == full.keys() and any("step" in name for name in full)
+    for name, wanted in full.items():
+        assert half[name].dtype == torch.float32
+        assert (half[name] - wanted).norm() < 0.1 * wanted.norm() + 1e-4, name
+
+
 def test_a_decided_mixture_equals_the_quantized_model():
     net = mixture()
     with torch.no_grad():
