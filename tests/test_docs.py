@@ -108,8 +108,8 @@ def test_every_table_of_the_results_page_is_made_from_rows(tmp_path):
         "uniform,0,50,70,1,0\n"
     )
     lines = tables.fill("<!-- table scale224 -->\nold\n<!-- end -->").splitlines()
-    assert "| `direct` | 2 | 80.50 ± 0.71 | – | 90.50 ± 0.71 | – | 1100.0 | 1x |" in lines
-    assert "| `jacobian` | 2 | 80.00 ± 1.41 | -0.50 | 91.00 ± 0.00 | +0.50 | 5.0 | 220x |" in lines
+    assert "| `direct` | 2 | 80.50 ± 0.71 | – | 90.50 ± 0.71 | – | 1000.0 | 1x |" in lines
+    assert "| `jacobian` | 2 | 80.00 ± 1.41 | -0.50 | 91.00 ± 0.00 | +0.50 | 5.0 | 200x |" in lines
     assert "| `uniform` | 1 | 50.00 | -30.00 | 70.00 | -20.00 | – | – |" in lines
     assert "old" not in lines
 
@@ -159,6 +159,21 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
     assert ranks[3] == "| class margin | digits | -0.40 [-0.60, -0.10] | – | – | – |"
     assert choices[2] == "| `fit` | digits | 70.0 (100) | 71.0 (90) |"
     assert choices[3:] == ["| best of those drawn |  | 99.0 | 72.0 |"]
+    assert tables.place_name("pretrained/resnet18", "w3a3") == "resnet18 w3a3"
+
+
+def test_the_testbed_s_table_has_a_line_a_network_and_budget(tmp_path):
+    tables = loaded("tables")
+    tables.BENCHMARKS = tmp_path
+    (tmp_path / "pretrained.csv").write_text(
+        "model,search,budget,seed,calibrated_top1,top1,delta_fp\n"
+        "vit,ours,w3a3,0,70,80,-10\nvit,ours,w4a4,0,85,88,-2\nvit,uniform,w4a4,0,60,75,-15\nresnet,uniform,w4a4,0,50,75,5\n"
+    )
+    assert tables.pretrained().splitlines()[2:] == [
+        "| vit, 90.0 | w4a4 | 85.0 → 88.0 | 60.0 → 75.0 |",
+        "| vit, 90.0 | w3a3 | 70.0 → 80.0 | – |",
+        "| resnet, 70.0 | w4a4 | – | 50.0 → 75.0 |",
+    ]
 
 
 def test_the_figure_shows_the_stages_and_what_they_read():
