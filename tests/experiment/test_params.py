@@ -13,7 +13,7 @@ from engines import REPOSITORY
 from seam.errors import SeamError
 from seam.experiment.params import STAGE_KEYS, Job, load_params, parse_params
 
-NAMES = ("smoke", "cifar", "imagenet", "efficiency", "scale224")
+NAMES = ("smoke", "cifar", "imagenet", "efficiency", "scale224", "pretrained")
 FILES = ["params.yaml", *(f"experiments/{name}.yaml" for name in NAMES)]
 
 
