@@ -5,7 +5,8 @@ ImageNet weights on photographs of its classes, or a network of an experiment on
     python examples/efficientnet_lite.py lite1.safetensors --size 1
     python benchmarks/ranks.py lite1.safetensors PHOTOS --model tf_efficientnet_lite1 [--budgets w4a4] [--count 48]
     snakemake --cores 2 --configfile experiments/pretrained.yaml --until pretrain
-    python benchmarks/ranks.py --experiment experiments/pretrained.yaml --model resnet18 --images 1000
+    python benchmarks/ranks.py --experiment experiments/pretrained.yaml --model resnet18 --images 1000 \\
+        --csv benchmarks/ranks_pretrained.csv --policies benchmarks/ranks_pretrained_policies.csv
 
 As benchmarks/transfer.py, which says what PHOTOS is. At each budget --count policies are drawn: a quarter by random
 preferences, the others by those of `jacobian`, `fit` or `sensitivity` with noise, so that good ones are among them, of

@@ -68,7 +68,7 @@ def resnet18() -> nn.Module:
     Its file has BatchNorm folded into the convolutions; `restore_batch_norm` undoes that.
     """
     graph = onnx.load(_file("anime_or_not", "anime_or_not_model.onnx")).graph
-    values = _values(graph)
+    values = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
     model = timm.create_model("resnet18")
     order = [(model.conv1, model.bn1)]
     for block in (block for stage in range(1, 5) for block in getattr(model, f"layer{stage}")):
@@ -112,10 +112,6 @@ def _file(package: str, path: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{package} is not installed; the top of {__file__} says how")
     return Path(spec.submodule_search_locations[0]) / path
-
-
-def _values(graph: onnx.GraphProto) -> dict[str, Tensor]:
-    return {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
 
 
 def main() -> None:
