@@ -132,6 +132,9 @@ def parameters() -> str:
         text += f"## {title}\n\n{' '.join(inspect.cleandoc(block.__doc__ or '').split())}\n\n"
         if prefix == "search":
             text += "Each key may also stand in `searches.ALIAS`, for that search alone.\n\n"
+        if prefix in ("pretrain", "finetune"):
+            text += "Each key but `threads`, `processes` and `nodes` may also stand in "
+            text += f"`{prefix}.models.ALIAS`, for that model alone.\n\n"
         rows = [(f"`{key}`", *cells) for key, *cells in _rows(prefix, block)]
         text += table(("key", "type", "default", "range", "meaning", "stages"), rows)
         if prefix == "search":

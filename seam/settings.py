@@ -120,13 +120,18 @@ class Proxy(_Frozen):
 
 
 class Training(_Frozen):
-    """One supervised training run (pretrain or finetune): SGD with Nesterov momentum, cosine schedule."""
+    """One supervised training run (pretrain or finetune), its learning rate by a cosine.
+
+    Transformers want AdamW, with learning rates of about a hundredth of SGD's.
+    """
 
     epochs: Count  # passes over the images
     batch_size: Count = 128  # images a step
-    lr: Positive = 0.05  # learning rate at the start (SGD, cosine)
-    weight_decay: NonNegative = 5e-4  # of SGD
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # of the network's weights
+    lr: Positive = 0.05  # its learning rate at the start
+    weight_decay: NonNegative = 5e-4  # of weights; biases and normalisation are spared
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9  # of SGD, Nesterov's
+    clip_norm: Positive | None = None  # greatest norm of the weights' gradient
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0  # of cross-entropy
     augment: bool = True  # crops, and mirrored images where these show the same class
     images: Count | None = None  # a fixed class-balanced subset of the target's training images; None: all

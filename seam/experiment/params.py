@@ -77,6 +77,18 @@ class MLflow(_Frozen):
     experiment: str = ""  # empty: the parameter set's name
 
 
+class _PerModel(_Frozen):
+    models: dict[Alias, dict[str, Any]] = {}  # settings that differ for a model
+
+
+class PretrainSection(Training, _PerModel):
+    """`Training`, for each model with settings of its own."""
+
+
+class FinetuneSection(Finetune, _PerModel):
+    """`Finetune`, for each model with settings of its own."""
+
+
 class Params(_Frozen):
     """All parameters of one experiment."""
 
@@ -87,13 +99,13 @@ class Params(_Frozen):
     grid: Grid
     target: Target
     models: dict[Alias, Model]
-    pretrain: Training
+    pretrain: PretrainSection
     search: dict[str, Any] = {}  # defaults for every search; checked as SearchSettings
     searches: dict[Alias, dict[str, Any]]
     budgets: dict[
         Alias, str
     ]  # limit over the searchable layers: w3a3, 1.2 GBitOPs, 0.8 MB, 3.5 bits, 4 ms; several, with commas, are all met
-    finetune: Finetune
+    finetune: FinetuneSection
     evaluate: Evaluate = Evaluate()
     claims: Claims = Claims()
     report: Report = Report()
@@ -103,6 +115,16 @@ class Params(_Frozen):
         """The settings of one search: `search` overlaid with the search's own keys."""
         own = {k: v for k, v in self._search(search).items() if k not in ("method", "proxy")}
         return SearchSettings(**{**self.search, **own})
+
+    def training(self, stage: Literal["pretrain", "finetune"], model: str) -> Training | Finetune:
+        """The settings of a model's training: the stage's overlaid with the model's own keys."""
+        section = getattr(self, stage)
+        own = section.models.get(model, {})
+        return _TRAININGS[stage](**{**section.model_dump(exclude={"models"}), **own})
+
+    def training_key(self, stage: Literal["pretrain", "finetune"], model: str) -> str:
+        """Where a model's settings of a training are to be changed, for messages."""
+        return f"{stage}.models.{model}" if model in getattr(self, stage).models else stage
 
     def method(self, search: str) -> str:
         """The method's name: a file in `seam/search/`, or an importable module with a dot in its name."""
@@ -148,8 +170,11 @@ class Params(_Frozen):
         for pattern in STAGE_KEYS[stage]:
             value: Any = dumped
             key = pattern.format(**job)
-            for part in key.split("."):
-                value = value[part]
+            if key in _TRAININGS:
+                value = self.training(key, job["model"]).model_dump(mode="json")
+            else:
+                for part in key.split("."):
+                    value = value[part]
             if isinstance(value, dict):
                 value = {k: v for k, v in value.items() if k != "nodes"}
             result[key] = _ordered(value)
@@ -161,6 +186,10 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _ordered(value[key]) for key in sorted(value)}
     return [_ordered(item) for item in value] if isinstance(value, list) else value
+
+
+_TRAININGS = {"pretrain": Training, "finetune": Finetune}  # a stage, and a section of the parameters
+_OF_JOBS = ("threads", "processes", "nodes")  # engines know them before they know a job's model
 
 
 class Job(NamedTuple):
@@ -256,6 +285,7 @@ def parse_params(raw: dict[str, Any], where: str = "params") -> Params:
         raise SeamError(explain(error, Params, where)) from None
     _check_paths(params, where)
     _check_searches(params, where)
+    _check_trainings(params, where)
     _check_references(params, where)
     return params
 
@@ -336,6 +366,21 @@ def _check_searches(params: Params, where: str) -> None:
             raise SeamError(explain(error, Proxy, where, f"{key}.proxy")) from None
         if proxy and proxy.split == "all" and proxy.dataset == params.target.dataset:
             raise SeamError(f"{where}: {key}.proxy.split: 'all' would show the target's test images to the search")
+
+
+def _check_trainings(params: Params, where: str) -> None:
+    for stage, kind in _TRAININGS.items():
+        for alias, own in getattr(params, stage).models.items():
+            key = f"{stage}.models.{alias}"
+            if alias not in params.models:
+                raise unknown("model alias", alias, params.models, f"{where}: {stage}.models")
+            for name in _OF_JOBS:
+                if name in own:
+                    raise SeamError(f"{where}: {key}.{name}: is the same for all models; give it as {stage}.{name}")
+            try:
+                params.training(stage, alias)
+            except ValidationError as error:
+                raise SeamError(explain(error, kind, where, key)) from None
 
 
 def _check_references(params: Params, where: str) -> None:

@@ -28,17 +28,17 @@ def evaluate(params: Params, job: Job, weights: Path, policy: Path, finetuned: P
     of_model = [weights.with_name("metrics.json"), weights.with_name("classes.json")]
     inputs = [weights, *of_model, policy, finetuned]
     provenance.check_inputs(params, inputs, job)
-    settings = params.evaluate
+    settings, training = params.evaluate, params.training("finetune", job.model)
     device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
     with meter.part("kernels"):
-        meter.kernels, meter.seconds_once = use_kernels(params.finetune.kernels, device=device)
+        meter.kernels, meter.seconds_once = use_kernels(training.kernels, device=device)
     measured = quantized(params, job.model, weights, policy, device)
     network = measured.network
     resume = resume_file(params, "evaluate", job._asdict(), inputs)
     with meter.part("calibrate"):
         more = {"settings": settings.reconstruct, "seed": job.seed, "resume": resume}
-        order = params.finetune.seed  # the images with which finetuning begins
+        order = training.seed  # the images with which finetuning begins
         calibrate(measured, settings.calibration, settings.calibration_images, order, device, **more)
     test = measured.target.images(network, "test", params.target.test_images)
     with meter.part("evaluate"):

@@ -22,7 +22,7 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     from seam.training.supervised import train as train_supervised
 
     provenance.check_inputs(params, [weights, policy], job)
-    settings = params.finetune
+    settings = params.training("finetune", job.model)
     device = set_up(params.device, settings.threads, job.seed)
     meter = Meter(device)
     with meter.part("kernels"):
@@ -34,7 +34,8 @@ def finetune(params: Params, job: Job, weights: Path, policy: Path, out: Path) -
     resume = resume_file(params, "finetune", job._asdict(), [weights, policy])
     teacher = _teacher(start, weights, device) if settings.distillation else None
     with live(params, job, "finetune", meter) as log:
-        more = {"live": log.log, "label": f"finetune {job.name}", "section": "finetune", "teacher": teacher}
+        more = {"live": log.log, "label": f"finetune {job.name}", "teacher": teacher}
+        more["section"] = params.training_key("finetune", job.model)
         history = train_supervised(start.network, settings, start.train, job.seed, device, meter, resume=resume, **more)
     outputs = [out / n for n in ("model.safetensors", "history.csv", "cost.json")]
     with provenance.writing(params, "finetune", job, [weights, policy], outputs) as folder:

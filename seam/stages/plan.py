@@ -147,7 +147,7 @@ class Grid:
         spec = self.params.model(model)
         if stage == "evaluate" or (stage == "pretrain" and not (spec.from_scratch or spec.train)):
             return 0
-        settings = self.params.pretrain if stage == "pretrain" else self.params.finetune
+        settings = self.params.training(stage, model)
         count = min(settings.images or self.target.train, self.target.train)
         return settings.epochs * max(1, count // min(settings.batch_size, count))
 
@@ -176,7 +176,7 @@ class Grid:
                 term("evaluate quantized", 2 * self.tests, Probes.evaluated, Probes.quantized, kind.model, **forward),
                 term("calibrate", iterations, Probes.calibrated, kind.model, level, count, **about),
             ]
-        training = params.pretrain if kind.stage == "pretrain" else params.finetune
+        training = params.training(kind.stage, kind.model)
         network = Probes.network if kind.stage == "pretrain" else Probes.quantized
         keys = ("batch_size", "processes", "augment", "distillation", "kernels", "batch_norm", "calibration")
         about = {key: getattr(training, key) for key in keys if hasattr(training, key)}

@@ -27,7 +27,7 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     from seam.training.evaluate import evaluate_each
     from seam.training.supervised import train as train_supervised
 
-    settings, spec = params.pretrain, params.model(model)
+    settings, spec = params.training("pretrain", model), params.model(model)
     inputs = [data, Path(spec.weights)] if spec.weights else [data]
     provenance.check_inputs(params, inputs)
     device = set_up(params.device, settings.threads, settings.seed)
@@ -43,7 +43,8 @@ def pretrain(params: Params, model: str, data: Path, out: Path) -> None:
     history: list[dict[str, Any]] = []
     resume = resume_file(params, "pretrain", {"model": model}, inputs)
     if spec.from_scratch or spec.train:
-        more = {"resume": resume, "label": f"pretrain {model}", "section": "pretrain"}
+        more = {"resume": resume, "label": f"pretrain {model}"}
+        more["section"] = params.training_key("pretrain", model)
         history = train_supervised(network, settings, train, settings.seed, device, meter, **more)
     with meter.part("evaluate"):
         metrics, _, classes = evaluate_each(network, test, params.evaluate.batch_size, device)

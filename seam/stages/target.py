@@ -91,7 +91,7 @@ def quantized(params: Params, model: str, weights: Path, policy: Path, device: A
     from seam.policy.file import read_policy
     from seam.quant.apply import apply_policy
 
-    target, settings = Target(params, model), params.finetune
+    target, settings = Target(params, model), params.training("finetune", model)
     network = target.network(weights)
     network = network.to(device, memory_format=torch.channels_last)
     content = read_policy(policy)

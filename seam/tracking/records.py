@@ -70,7 +70,7 @@ def _job_record(params: Params, row: Mapping[str, Any], result: JobResult, targe
         ORDER: f"{job.model} {100 - row['top1']:06.2f}",
         **{clean(f"bits.{name}"): f"{w}/{a}" for name, (w, a) in result.bits.items()},
         **_flat("search", params.settings(job.search).model_dump(mode="json")),
-        **_flat("finetune", params.finetune.model_dump(mode="json")),
+        **_flat("finetune", params.training("finetune", job.model).model_dump(mode="json")),
     }
     lines = {}
     for stage in ("search", "finetune"):

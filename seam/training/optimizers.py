@@ -11,11 +11,11 @@ from torch import Tensor, nn
 _WARM_UP = 0.05  # share of all steps over which the learning rate rises from 0
 
 
-class _SGD(torch.optim.SGD):
-    """SGD on views of the parameters whose axes are in the order of memory, as all are but those in channels_last.
+class _InOrder(torch.optim.Optimizer):
+    """Steps on views of the parameters whose axes are in the order of memory, as all are but those in channels_last.
 
-    torch's fused step would first copy each gradient in channels_last, which takes longer than the step itself, and on
-    a CPU it takes wrong steps where a gradient is not in its parameter's format.
+    torch's fused steps would first copy each gradient in channels_last, which takes longer than the step itself, and on
+    a CPU they take wrong ones where a gradient is not in its parameter's format.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any):
@@ -39,26 +39,36 @@ class _SGD(torch.optim.SGD):
             p.grad = None
 
 
+class _SGD(_InOrder, torch.optim.SGD):
+    pass
+
+
+class _AdamW(_InOrder, torch.optim.AdamW):
+    pass
+
+
 @dataclass
 class Group:
     """Parameters with an optimizer of their own. `key`: the setting that `lr` comes from, for messages."""
 
     params: list[nn.Parameter]
     lr: float
-    kind: Literal["sgd", "adam"] = "sgd"
+    kind: Literal["sgd", "adamw", "adam"] = "sgd"
     weight_decay: float = 0.0
-    momentum: float = 0.9
+    momentum: float = 0.9  # of SGD
     schedule: Literal["cosine", "constant"] = "cosine"
     key: str = "lr"
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Fused SGD with Nesterov momentum, or fused Adam; weight decay spares biases and norm parameters."""
+        """Fused SGD with Nesterov momentum, AdamW or Adam; weight decay spares biases and norm parameters."""
         if self.kind == "adam":
             return torch.optim.Adam(self.params, lr=self.lr, fused=True)
         decayed = [p for p in self.params if p.dim() > 1]
         spared = [p for p in self.params if p.dim() <= 1]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": spared, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
+        if self.kind == "adamw":
+            return _AdamW(groups, lr=self.lr, fused=True)
         return _SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0, fused=True)
 
     def scale(self, done: float) -> float:

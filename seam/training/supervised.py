@@ -73,10 +73,8 @@ def train(
     loss = cross_entropy(model, settings.label_smoothing)
     if share:
         loss = distilled(model, teacher, share, settings.label_smoothing, meter)
-    if isinstance(settings, Finetune):
-        more["clip_norm"] = settings.clip_norm
-        if settings.batch_norm == "frozen":
-            more["frozen"] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if isinstance(settings, Finetune) and settings.batch_norm == "frozen":
+        more["frozen"] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with without_unreached_taps(model, size):
         meter.macs_per_image = total_macs(model, size)
         with clamp_in_quantizers(model, size):
@@ -91,6 +89,7 @@ def train(
                 device,
                 meter,
                 augment=settings.augment,
+                clip_norm=settings.clip_norm,
                 **more,
             )
 
@@ -100,7 +99,7 @@ def training_groups(model: nn.Module, settings: Training) -> list[Group]:
     steps = [p for name, p in model.named_parameters() if name.endswith("log_step")]
     known = {id(p) for p in steps}
     rest = [p for p in model.parameters() if id(p) not in known]
-    groups = [Group(rest, settings.lr, "sgd", settings.weight_decay, settings.momentum)]
+    groups = [Group(rest, settings.lr, settings.optimizer, settings.weight_decay, settings.momentum)]
     if isinstance(settings, Finetune):
         groups.append(Group(steps, settings.step_lr, "adam", key="step_lr"))
     return groups

@@ -72,6 +72,13 @@ PROXY = "searches.seam-subset.proxy"
         ("models.resnet18.weight", "x", ["models.resnet18.weight", "weights"]),
         ("finetune.epochs", 0, ["finetune.epochs", "0"]),
         ("finetune.lr", -0.1, ["finetune.lr", "-0.1"]),
+        ("finetune.optimizer", "adam", ["finetune.optimizer", "sgd", "adamw"]),
+        ("finetune.models", {"mobilnet": {}}, ["finetune.models", "mobilnet", "did you mean mobilenet"]),
+        ("finetune.models", {"mobilenet": {"step_lrr": 1}}, ["finetune.models.mobilenet.step_lrr", "step_lr"]),
+        ("finetune.models", {"mobilenet": {"lr": "fast"}}, ["finetune.models.mobilenet.lr", "fast"]),
+        ("finetune.models", {"mobilenet": {"models": {}}}, ["finetune.models.mobilenet.models"]),
+        ("pretrain.models", {"mobilenet": {"step_lr": 0.1}}, ["pretrain.models.mobilenet.step_lr"]),
+        ("pretrain.models", {"mobilenet": {"threads": 1}}, ["pretrain.models.mobilenet.threads", "pretrain.threads"]),
         ("search.bits", [2, 3, 9], ["search.bits", "8"]),
         ("search.bits", [3, 2], ["search.bits", "ascending"]),
         (f"{PROXY}.fraction", 1.5, [f"{PROXY}.fraction", "1.5"]),
@@ -252,11 +259,26 @@ def test_a_search_overrides_the_shared_settings(raw):
     assert params.proxy("seam-subset").fraction == 0.04
 
 
+def test_a_model_overrides_the_settings_of_a_training(raw):
+    raw["finetune"]["models"] = {"mobilenet": {"optimizer": "adamw", "lr": 0.001, "clip_norm": None}}
+    params = parse_params(raw)
+    own, shared = params.training("finetune", "mobilenet"), params.training("finetune", "resnet18")
+    assert (own.optimizer, own.lr, own.clip_norm, own.epochs) == ("adamw", 0.001, None, 2)
+    assert (shared.optimizer, shared.lr, shared.clip_norm, shared.epochs) == ("sgd", 0.02, 1.0, 2)
+    assert params.training("pretrain", "mobilenet") == params.training("pretrain", "resnet18")
+    assert params.training_key("finetune", "mobilenet") == "finetune.models.mobilenet"
+    assert params.training_key("finetune", "resnet18") == "finetune"
+
+
 def test_a_slice_holds_what_its_stage_depends_on(raw):
     before = parse_params(raw)
     job = {"model": "resnet18", "search": "direct", "budget": "w3a3", "seed": 0}
     for key, value, stages in (
         ("finetune.lr", 0.5, {"finetune"}),
+        ("finetune.models", {"resnet18": {"lr": 0.5}}, {"finetune"}),
+        ("finetune.models", {"resnet18": {"lr": 0.02}}, set()),
+        ("finetune.models", {"mobilenet": {"lr": 0.5}}, set()),
+        ("pretrain.models", {"resnet18": {"lr": 0.5}}, {"pretrain"}),
         ("searches.direct.margin_weight", 0.5, {"search"}),
         ("searches.uniform.epochs", 9, set()),
         ("searches.direct.proxy.fraction", 0.5, {"sample", "search"}),

@@ -21,12 +21,12 @@ from seam.training.optimizers import Group
 CPU = torch.device("cpu")
 
 
-def run(width=4):
-    """A network with both kinds of optimizers, not trained yet."""
+def run(width=4, kind="sgd"):
+    """A network with two kinds of optimizers, not trained yet."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(2, width, 3), nn.BatchNorm2d(width), nn.Dropout(0.5), nn.Conv2d(width, 2, 3))
     module = module.to(memory_format=torch.channels_last)
-    groups = [Group(list(module[:3].parameters()), 0.1), Group(list(module[3].parameters()), 0.01, "adam")]
+    groups = [Group(list(module[:3].parameters()), 0.1, kind), Group(list(module[3].parameters()), 0.01, "adam")]
     return Run(module, [group.optimizer() for group in groups], Meter(CPU))
 
 
@@ -80,12 +80,13 @@ DAMAGES = {
 }
 
 
-def test_a_run_goes_on_exactly(tmp_path):
-    checkpoints, state = Checkpoints(tmp_path / "run.safetensors"), run()
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_run_goes_on_exactly(tmp_path, kind):
+    checkpoints, state = Checkpoints(tmp_path / "run.safetensors"), run(kind=kind)
     take_steps(state, 3)
     checkpoints.save(state)
     take_steps(state, 3)
-    other = run()
+    other = run(kind=kind)
     assert Checkpoints(tmp_path / "run.safetensors").restore(other)
     other.continue_random()
     assert other.step == 3 and len(other.history) == 3

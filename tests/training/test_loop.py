@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from digit_training import CPU, network, trained
@@ -152,12 +154,13 @@ def test_schedule():
 
 
 def test_weight_decay_spares_biases_and_norms():
-    optimizer = Group(list(network().parameters()), 0.1, "sgd", 0.01).optimizer()
-    for group in optimizer.param_groups:
+    groups = [Group(list(network().parameters()), 0.1, kind, 0.01) for kind in ("sgd", "adamw")]
+    for group in (entry for given in groups for entry in given.optimizer().param_groups):
         assert all((p.dim() > 1) == (group["weight_decay"] > 0) for p in group["params"])
 
 
-def test_sgd_takes_torchs_steps_in_any_memory_format():
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimizers_take_torchs_steps_in_any_memory_format(kind):
     generator = torch.Generator().manual_seed(0)
 
     def draw(shape):
@@ -167,11 +170,12 @@ def test_sgd_takes_torchs_steps_in_any_memory_format():
     shapes = [(8, 4, 3, 3), (8, 4, 1, 1), (8, 1, 3, 3), (5, 8), (5,)]
     start, gradients = [draw(s) for s in shapes], [[draw(s) for s in shapes] for _ in range(3)]
     start[3] = start[3].t().contiguous().t()
+    torchs = {"sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True), "adamw": torch.optim.AdamW}[kind]
     found = []
     for make in (
-        lambda params: Group(params, 0.1, weight_decay=0.01).optimizer(),
-        lambda params: torch.optim.SGD(
-            [{"params": params[:4], "weight_decay": 0.01}, {"params": params[4:]}], lr=0.1, momentum=0.9, nesterov=True
+        lambda params: Group(params, 0.1, kind, weight_decay=0.01).optimizer(),
+        lambda params: torchs(
+            [{"params": params[:4], "weight_decay": 0.01}, {"params": params[4:], "weight_decay": 0.0}], lr=0.1
         ),
     ):
         params = [torch.nn.Parameter(x.clone()) for x in start]
