@@ -17,6 +17,8 @@ BUDGETS = ("w6a6", "w5a5", "w4a4")
 NETWORKS = {"tf_efficientnet_lite0": "Lite0", "tf_efficientnet_lite1": "Lite1", "tf_efficientnet_lite2": "Lite2"}
 PROXIES = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "": "–"}
 NOT_RUN = "–"
+RANKS = ("ranks", "ranks_pretrained")  # CSVs of rank correlations
+OWN = ("photographs", "target")  # what they call images of the target itself
 PARTS = ("calibrated_top1", "top1")  # what is known of a policy: calibrated only, and after QAT
 Row = dict[str, str]
 
@@ -249,6 +251,29 @@ def choices(name: str = "ranks") -> str:
     return table(head, [*lines, ["best of those drawn", "", *best]], 2)
 
 
+def ranks_of_all() -> str:
+    """Rank correlation (Spearman) from foreign proxies' images, a network's the mean of its two; best method first."""
+    found = [{**row, "name": name} for name in RANKS for row in rows(name)]
+    places = list(grouped(found, "name", "model", "budget"))
+    lines = {}
+    for (method,), group in grouped(found, "method").items():
+        foreign = grouped((row for row in group if row["proxy"] not in OWN), "name", "model", "budget")
+        of_place = {place: mean(float(row["spearman"]) for row in few) for place, few in foreign.items()}
+        less_own = [mean(without_own(row, place[0]) for row in few) for place, few in foreign.items()]
+        target = [float(row["spearman"]) for row in group if row["proxy"] in OWN]
+        below = [float(row["percentile"]) for few in foreign.values() for row in few if row["percentile"]]
+        means = [
+            f"{mean(values):.2f}" if len(values) == len(places) else NOT_RUN
+            for values in (of_place.values(), less_own, target)
+        ]
+        cells = [f"{of_place[place]:.2f}" if place in of_place else NOT_RUN for place in places]
+        line = [scored(method), *cells, *means, f"{mean(below):.0f}" if below else NOT_RUN]
+        lines[len(of_place) == len(places), mean(of_place.values()), method] = line
+    head = [place_name(*place) for _, *place in places]
+    means = ["mean", "own left out", "mean, the target's images", "below its choice %"]
+    return table(("score", *head, *means), [lines[key] for key in sorted(lines, reverse=True)], 1)
+
+
 def by_place(group: list[Row], places: list[tuple[str, str]], cell: Callable[[Row], str]) -> list[str]:
     at = {(row["model"], row["budget"]): row for row in group}
     return [cell(at[place]) if place in at else NOT_RUN for place in places]
@@ -266,6 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale224": scale224,
     "pretrained": pretrained,
     "benchmark": benchmark,
+    "ranks_of_all": ranks_of_all,
     "ranks": ranks,
     "choices": choices,
     "ranks_pretrained": partial(ranks, "ranks_pretrained"),

@@ -161,6 +161,28 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
     assert choices[3:] == ["| best of those drawn |  | 99.0 | 72.0 |"]
     assert tables.place_name("pretrained/resnet18", "w3a3") == "resnet18 w3a3"
 
+    # The other file of ranks: of each network the mean of its two foreign proxies, apart from the target's own images.
+    (tmp_path / "ranks_pretrained.csv").write_text(
+        "model,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
+        "pretrained/vit,w3a3,fit,digits,0.5,0,1,70,80,-4 -3 -2 -1\n"
+        "pretrained/vit,w3a3,fit,fashion_mnist,0.3,0,1,70,60,-4 -3 -2 -1\n"
+        "pretrained/vit,w3a3,fit,target,0.99,0,1,70,99,-4 -3 -2 -1\n"
+        "pretrained/vit,w3a3,hawq,digits,0.1,0,1,70,20,-4 -3 -2 -1\n"
+    )
+    (tmp_path / "ranks_pretrained_policies.csv").write_text(
+        "model,budget,kind,top1\n"
+        "pretrained/vit,w3a3,random,10\npretrained/vit,w3a3,fit with noise 0.1,99\n"
+        "pretrained/vit,w3a3,random,30\npretrained/vit,w3a3,random,40\n"
+    )
+    summary = tables.ranks_of_all().splitlines()
+    assert summary[0].startswith("| score | Lite0 w4a4 | Lite1 w4a4 | vit w3a3 | mean |")
+    # (0.9 + 0.8 + 0.4) / 3, and (1 - 1 + 1) / 3 without its own; one network alone saw the target's images
+    assert summary[2] == "| `fit` | 0.90 | 0.80 | 0.40 | 0.70 | 0.33 | – | 83 |"
+    assert summary[3:] == [
+        "| `hawq` | – | – | 0.10 | – | – | – | 20 |",
+        "| class margin | -0.40 | – | – | – | – | – | – |",
+    ]
+
 
 def test_the_testbed_s_table_has_a_line_a_network_and_budget(tmp_path):
     tables = loaded("tables")
