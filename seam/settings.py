@@ -138,6 +138,7 @@ class Training(_Frozen):
     seed: Seed = 0  # of weights and of the order of images
     threads: Count = 2  # of a process of a job
     processes: Count = 1  # of a job, which share each batch; on GPUs each has one of its own
+    sync_batch_norm: bool = True  # in several processes: its statistics of a whole batch, not of a process's share
     nodes: Count = 1  # machines of a Slurm job, which share its processes evenly
 
     _even = model_validator(mode="after")(_shared_evenly)
@@ -180,6 +181,7 @@ class SearchSettings(_Frozen):
     augment: bool = False  # as in training
     threads: Count = 2  # of a process of a job
     processes: Count = 1  # of a job, which share its images; on GPUs each has one of its own
+    sync_batch_norm: bool = True  # as in training
     nodes: Count = 1  # machines of a Slurm job, which share its processes evenly
     kernels: Literal["auto", "compiled", "eager"] = "auto"  # of quantizers and mixtures
     options: dict[str, Any] = {}  # a method's own settings (its file says which)

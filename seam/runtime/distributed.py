@@ -175,12 +175,12 @@ def start_alike(module: nn.Module) -> None:
         value.copy_(given)
 
 
-def synchronized_batch_norm() -> AbstractContextManager:
-    """Within the context BatchNorm's statistics of a batch are those of all processes' shares.
+def synchronized_batch_norm(wanted: bool = True) -> AbstractContextManager:
+    """Within the context BatchNorm's statistics of a batch are those of all processes' shares, where that is wanted.
 
     torch's own SyncBatchNorm is for GPUs alone, and would take the place of timm's modules.
     """
-    if processes() == 1:
+    if processes() == 1 or not wanted:
         return nullcontext()
     from seam.runtime.collectives import SynchronizedBatchNorm
 

@@ -75,6 +75,7 @@ def _fit(problem: Problem, module: nn.Module, loss: Callable, groups: list[Group
         device=problem.device,
         meter=problem.meter,
         section="search",
+        sync_batch_norm=settings.sync_batch_norm,
         **more,
     )
 

@@ -62,8 +62,9 @@ def plan(params: Params, measured: Path | None = None) -> dict[str, Any]:
             counts of images, epochs, seeds or budgets are others. By default this machine is probed.
 
     Returns: {"hardware", "device", "cores", "start", "probes": [{of, fixed, step}], "jobs": [{stage, model, search,
-    count, steps, seconds}], "core_hours", "gpu_hours", "gigabytes", "speedup": {model/search: times the baseline's},
-    "unread": names of datasets whose files are not there to be read}.
+    count, steps, seconds, core_hours, gpu_hours, gigabytes}], "core_hours", "gpu_hours", "gigabytes", "speedup":
+    {model/search: times the baseline's}, "unread": names of datasets whose files are not there to be read}. A row's
+    seconds are of one job, its hours and gigabytes (weights that are kept) of all of its kind.
 
     Raises SeamError: `measured` is no plan, or lacks a measurement.
     """
@@ -87,17 +88,19 @@ def plan(params: Params, measured: Path | None = None) -> dict[str, Any]:
         start = content["start"] if any(term.of["what"] != "nothing" for term in of_kind) else 0.0
         seconds = start + sum(lines[term.key].at(term.steps) for term in of_kind)
         trains = any(lines[term.key].step for term in of_kind)  # else it takes no steps, and looks at its images once
-        jobs.append({**kind._asdict(), "steps": kind.steps * trains, "seconds": round(seconds, 2)})
-    wide = [(job, schedule.processes(params, job["stage"], job["search"])) for job in jobs]
-    cores = [n * min(schedule.threads(params, j["stage"], j["search"]), content["cores"]) for j, n in wide]
-    gpus = [n * schedule.on_device(params, j["stage"], j["search"]) * (content["device"] == "cuda") for j, n in wide]
+        job = {**kind._asdict(), "steps": kind.steps * trains, "seconds": round(seconds, 2)}
+        place = (params, kind.stage, kind.search)
+        hours = kind.count * schedule.processes(*place) * seconds / 3600
+        job["core_hours"] = round(hours * min(schedule.threads(*place), content["cores"]), 4)
+        job["gpu_hours"] = round(hours * (content["device"] == "cuda" and schedule.on_device(*place)), 4)
+        jobs.append({**job, "gigabytes": round(grid.kept(kind) / 1e9, 4)})
     return {
         **{key: content[key] for key in ("hardware", "device", "cores", "start", "unread")},
         "probes": [{"of": term.of, **_rounded(lines[key])} for key, term in terms.items()],
         "jobs": jobs,
-        "core_hours": round(sum(j["count"] * j["seconds"] * n for j, n in zip(jobs, cores, strict=True)) / 3600, 3),
-        "gpu_hours": round(sum(j["count"] * j["seconds"] * n for j, n in zip(jobs, gpus, strict=True)) / 3600, 3),
-        "gigabytes": round(grid.bytes() / 1e9, 3),
+        "core_hours": round(sum(job["core_hours"] for job in jobs), 3),
+        "gpu_hours": round(sum(job["gpu_hours"] for job in jobs), 3),
+        "gigabytes": round(sum(job["gigabytes"] for job in jobs) + grid.checkpoints() / 1e9, 3),
         "speedup": _speedup(params, jobs),
     }
 
@@ -126,6 +129,7 @@ class Grid:
         side = (target.image_size,) * 2 if target.image_size else sizes.shape[1:]
         self.target = sizes._replace(shape=(sizes.shape[0], *side))
         self.tests = min(target.test_images or sizes.test, sizes.test)
+        self._weights: dict[str, int] = {}
 
     def kinds(self) -> list[Kind]:
         found: dict[tuple[str, str, str], int] = {}
@@ -179,6 +183,7 @@ class Grid:
         training = params.training(kind.stage, kind.model)
         network = Probes.network if kind.stage == "pretrain" else Probes.quantized
         keys = ("batch_size", "processes", "augment", "distillation", "kernels", "batch_norm", "calibration")
+        keys += ("optimizer", "clip_norm", "sync_batch_norm")
         about = {key: getattr(training, key) for key in keys if hasattr(training, key)}
         found = (
             [term(kind.stage, kind.steps, Probes.trained, network, kind.model, training, **about)] if kind.steps else []
@@ -193,6 +198,7 @@ class Grid:
         if proxy is None and not needs_network(method):
             return Term({"what": "nothing"}, 0, lambda _: Line(0.0))
         keys = ("batch_size", "calibration_images", "bits", "processes", "augment", "kernels", "options")
+        keys += ("sync_batch_norm",)
         about = {"method": name, **{key: getattr(settings, key) for key in keys}}
         if proxy is not None:
             sizes = sizes_of(self.params, proxy.dataset, proxy.path)
@@ -221,15 +227,21 @@ class Grid:
         channels, *sides = self.target.shape
         return channels, *proxies.image_size(proxy, sides)
 
-    def bytes(self) -> int:
-        """Of the weights of all models and policies, and of two checkpoints of the largest model's training."""
-        total, largest = 0, 0
-        for alias in self.params.grid.models:
+    def kept(self, kind: Kind) -> int:
+        """Bytes that jobs of a kind leave behind: weights, of a model or of each finetuned policy."""
+        return kind.count * self.weights(kind.model) if kind.stage in ("pretrain", "finetune") else 0
+
+    def checkpoints(self) -> int:
+        """Bytes of the largest training's two checkpoints: weights, and one number of SGD or two of AdamW for each."""
+        each = ((m, self.params.training(s, m)) for m in self.params.grid.models for s in ("pretrain", "finetune"))
+        return max(2 * self.weights(m) * (3 if training.optimizer == "adamw" else 2) for m, training in each)
+
+    def weights(self, alias: str) -> int:
+        """Bytes of a model's weights."""
+        if alias not in self._weights:
             model = build(unweighted(self.params, alias), self.target.classes, self.target.shape[0])
-            size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-            policies = sum(job.model == alias for job in self.params.jobs())
-            total, largest = total + size * (1 + policies), max(largest, size)
-        return total + 2 * 2 * largest  # weights and momentum
+            self._weights[alias] = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        return self._weights[alias]
 
 
 def _described(params: Params, alias: str) -> dict[str, Any]:
@@ -261,10 +273,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 def describe(content: Mapping[str, Any], cores: int | None, baseline: str) -> list[str]:
     """A plan as lines of text."""
-    rows = [("stage", "model", "search", "jobs", "steps", "s a job", "hours of jobs")]
+    hours = (
+        {"core_hours": "core-hours", "gpu_hours": "GPU-hours"} if content["gpu_hours"] else {"core_hours": "core-hours"}
+    )
+    rows = [("stage", "model", "search", "jobs", "steps", "s a job", *hours.values(), "GB")]
     for job in content["jobs"]:
         names = (job["stage"], job["model"], job["search"], str(job["count"]), str(job["steps"] or ""))
-        rows.append((*names, seconds(job["seconds"]), f"{job['count'] * job['seconds'] / 3600:.2f}"))
+        gigabytes = f"{job['gigabytes']:.2f}" if job["gigabytes"] else ""
+        rows.append((*names, seconds(job["seconds"]), *(f"{job[key]:.2f}" for key in hours), gigabytes))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(

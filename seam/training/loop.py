@@ -52,6 +52,7 @@ def fit(
     frozen: Iterable[nn.Module] = (),
     steps: int | None = None,
     section: str = "",
+    sync_batch_norm: bool = True,
 ) -> list[dict[str, Any]]:
     """Train `module` in place and return the rows of history.csv.
 
@@ -68,6 +69,8 @@ def fit(
         steps: at most so many, where the epochs have more.
         frozen: parts of the module that stay in evaluation mode: BatchNorm keeps its statistics, dropout is off.
         section: of the parameters that the settings are in, for messages.
+        sync_batch_norm: in several processes BatchNorm normalises by a whole batch; else by a process's own share, and
+            the statistics of the first process are kept.
 
     In several processes (`seam.runtime.distributed`) `batch_size` is that of all; each computes its share of a batch.
 
@@ -153,7 +156,8 @@ def fit(
     agreed: dict[str, int | None] = {"signum": None}
     losses: list[Tensor] = []  # of the steps since the last row
     notes: dict[str, float] = {}  # of the last row, for whoever waits
-    with enough_memory(label, key, batch_size), meter.part("train"), synchronized_batch_norm(), Stop() as stop:
+    alike = synchronized_batch_norm(sync_batch_norm)
+    with enough_memory(label, key, batch_size), meter.part("train"), alike, Stop() as stop:
         for epoch, position, x, y in progress(batches(), total - run.step, label, notes):
             done = run.step / total
             for group, optimizer in zip(groups, run.optimizers, strict=True):

@@ -90,6 +90,7 @@ def train(
                 meter,
                 augment=settings.augment,
                 clip_norm=settings.clip_norm,
+                sync_batch_norm=settings.sync_batch_norm,
                 **more,
             )
 

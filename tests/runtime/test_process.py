@@ -1,5 +1,7 @@
 """The process of a stage: devices that cannot compute are refused."""
 
+import os
+
 import pytest
 import torch
 
@@ -22,3 +24,17 @@ def test_seeds_that_numpy_does_not_take_are_named(seed):
 
 def test_the_cpu_is_a_device():
     assert set_up("cpu", 1, 0) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("own", [None, ":16:8"])
+def test_results_are_to_be_repeatable_on_a_gpu_too(monkeypatch, own):
+    """cuBLAS reads the variable when it is first used; a user's own value stays."""
+    if own is None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that what is set here ends with the test
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    else:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", own)
+    torch.set_deterministic_debug_mode("default")
+    set_up("cpu", 1, 0)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (own or ":4096:8")
+    assert torch.get_deterministic_debug_mode() == 1  # warn

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import yaml
 from engines import REPOSITORY
 
@@ -54,6 +55,8 @@ def test_the_steps_of_each_job_and_what_they_take(tmp_path):
     total = sum(count * one for count, one in seconds(content).values())
     assert content["core_hours"] == pytest.approx(total / 3600, abs=1e-3)
     assert content["gpu_hours"] == 0 and content["hardware"] == "fast"
+    one = next(job for job in content["jobs"] if job["stage"] == "finetune")
+    assert one["core_hours"] == pytest.approx(3 * one["seconds"] / 3600, abs=1e-4)
     assert content["speedup"] == {"resnet/seam-subset": round(29 / 19, 1)}
     counts = {}
     for node in nodes(params):
@@ -75,6 +78,23 @@ def test_threads_seeds_processes_and_gpus_multiply(tmp_path):
     assert content["core_hours"] == pytest.approx((one_thread + 2 * 2 * n * s) / 3600, abs=1e-3)  # of 2 cores
     on_gpu = sum(n * s for (_, search), (n, s) in found.items() if search != "uniform") + n * s
     assert content["gpu_hours"] == pytest.approx(on_gpu / 3600, abs=1e-3)
+    of_finetuning = next(job for job in content["jobs"] if job["stage"] == "finetune")
+    assert of_finetuning["gpu_hours"] == pytest.approx(2 * n * s / 3600, abs=1e-4)
+    lines = describe(content, None, "direct")
+    assert lines[0].split()[-3:] == ["core-hours", "GPU-hours", "GB"]
+
+
+@pytest.mark.parametrize(("optimizer", "states"), [("sgd", 1), ("adamw", 2)])
+def test_gigabytes_are_of_weights_and_of_the_checkpoints_of_one_training(tmp_path, optimizer, states):
+    params = changed(finetune={"models": {"resnet": {"optimizer": optimizer}}}, models={"resnet": {"name": "resnet18"}})
+    weights = sum(
+        v.numel() * v.element_size() for v in timm.create_model("resnet18", num_classes=10).state_dict().values()
+    )
+    content = plan(params, written(tmp_path, params))
+    kept = {job["stage"]: job["gigabytes"] for job in content["jobs"] if job["search"] == ""}
+    assert kept["pretrain"] == pytest.approx(weights / 1e9, rel=0.01)  # less where images have one channel
+    assert kept["finetune"] == pytest.approx(3 * weights / 1e9, rel=0.01) and kept["evaluate"] == 0
+    assert content["gigabytes"] == pytest.approx((1 + 3 + 2 * (1 + states)) * weights / 1e9, rel=0.01)
 
 
 def test_a_measurement_serves_others_of_the_same_work_and_no_other(tmp_path):
@@ -93,6 +113,26 @@ def test_a_measurement_serves_others_of_the_same_work_and_no_other(tmp_path):
         SeamError, match='plan.json: holds no measurement of .*"batch_size": 32.* write one for it with'
     ):
         plan(parse_params(raw), path)
+
+
+def test_the_optimizer_is_part_of_the_work(tmp_path):
+    params = changed(grid={"seeds": [0]})
+    with pytest.raises(SeamError, match='holds no measurement of .*"optimizer": "adamw"'):
+        plan(changed(finetune={"optimizer": "adamw"}), written(tmp_path, params))
+
+
+def test_imagenet_is_planned_without_its_images(tmp_path):
+    params = load_params(REPOSITORY / "experiments/imagenet.yaml")
+    content = plan(params, written(tmp_path, params, device="cuda"))
+    steps = {(job["stage"], job["model"], job["search"]): job["steps"] for job in content["jobs"]}
+    assert steps["finetune", "resnet50", ""] == 90 * (1_281_167 // 256)
+    assert steps["search", "resnet50", "direct"] == 1_281_167 // 64
+    assert steps["search", "deit_small", "seam-4"] == 10 * (51_247 // 64)  # 4 %
+    assert steps["pretrain", "resnet18", ""] == 0  # timm's weights
+    counts = {job["stage"]: job["count"] for job in content["jobs"] if job["model"] == "mobilenetv2"}
+    assert counts == {"pretrain": 1, "search": 2 * 3, "finetune": 9 * 2 * 3, "evaluate": 9 * 2 * 3}
+    assert content["speedup"]["resnet50/jacobian-cifar"] == round((4 + 3 + 20_018) / (4 + 3 + 10 * 2), 1)
+    assert content["gpu_hours"] > 0 and content["unread"] == []
 
 
 def test_known_datasets_need_not_be_there(tmp_path):
