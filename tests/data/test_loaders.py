@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 
 from seam.data import loaders
 from seam.data.fetch import labels
+from seam.data.image_sets import Draw
 from seam.data.loaders import FileSet, TensorSet, load, prepare_as_trained
 from seam.errors import SeamError
 
@@ -238,6 +239,65 @@ def test_workers_do_not_change_what_is_read(large_folder, tmp_path, augment):
     assert torch.get_rng_state().equal(state)
     rest = torch.cat([x for x, _ in images.batches(12, seed=1, augment=augment, skip=2)])
     assert rest.equal(alone[0][24:])
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """What is copied to a GPU, and whether without waiting: [(tensor, non_blocking)]. The copies stay on the CPU."""
+    seen, to = [], torch.Tensor.to
+
+    def noting(x, *args, non_blocking=False, **options):
+        if args and isinstance(args[0], torch.device) and args[0].type == "cuda":
+            seen.append((x, non_blocking))
+            return x.clone()
+        return to(x, *args, non_blocking=non_blocking, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", noting)
+    return seen
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_files_reach_a_gpu_through_pinned_memory_without_waiting(large_folder, tmp_path, monkeypatch, copied, device):
+    images = load("folder", tmp_path / "root", "train", large_folder, image_size=32)
+    given = []
+
+    class Loader(torch.utils.data.DataLoader):
+        def __init__(self, *args, **options):
+            given.append(options["pin_memory"])
+            super().__init__(*args, **{**options, "pin_memory": False})  # which needs a GPU
+
+    monkeypatch.setattr(torch.utils.data, "DataLoader", Loader)
+    draw = Draw(len(images), 1, augment=True)
+    spans = [(0, 12), (12, 20)]
+    found = list(images._epoch(draw.order, draw, spans, torch.device(device), 2))
+    assert given == [device == "cuda"]
+    assert [(x.dtype, len(x), at_once) for x, at_once in copied] == (
+        [(torch.uint8, 12, True), (torch.uint8, 8, True)] if device == "cuda" else []  # a quarter of floats' bytes
+    )
+    x, _ = epoch(images, seed=1, augment=True)
+    assert torch.cat(found).equal(pixels_of(images, x[:20]).round())
+
+
+def test_a_set_in_memory_is_copied_to_a_gpu_once(digits, copied):
+    images, draw = digits.subset(range(100)), Draw(100, 1, augment=True)
+    spans = [(0, 64), (64, 100)]
+    for _ in range(2):
+        found = list(images._epoch(draw.order, draw, spans, torch.device("cuda"), 0))
+    assert [x is images.pixels for x, _ in copied].count(True) == 1
+    assert sum(x is draw.order for x, _ in copied) == 2  # else each batch would carry its part there
+    x, _ = epoch(images, seed=1, augment=True)
+    assert torch.cat(found).equal(pixels_of(images, x).round())
+    other = images.subset(range(50, 100))
+    (first,) = other._epoch(torch.arange(50), Draw(50, None, False), [(0, 50)], torch.device("cuda"), 0)
+    assert first.equal(images.pixels[50:].float())  # of its own copy, not of the whole's
+
+
+def test_batches_of_a_set_in_memory_are_on_its_device_in_all_their_parts(digits):
+    """torch's device without numbers stands for a GPU: tensors of two devices in one operation are an error there."""
+    images = digits.subset(range(100))
+    images.resize = images.image_size = (12, 12)
+    for x, y in images.batches(64, seed=1, augment=True, device="meta"):
+        assert x.device.type == y.device.type == "meta" and x.shape[1:] == (1, 12, 12)
 
 
 def test_each_image_of_an_epoch_gets_a_crop_of_its_own(large_folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seam.errors import SeamError
-from seam.runtime.process import set_up
+from seam.runtime.process import loader_workers, set_up
 
 
 @pytest.mark.parametrize("device", ["meta", "", "5", "cpu:-1", "cuda:99999999999", "hpu", "mtia", "opengl", "c\0"])
@@ -38,3 +38,12 @@ def test_results_are_to_be_repeatable_on_a_gpu_too(monkeypatch, own):
     set_up("cpu", 1, 0)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (own or ":4096:8")
     assert torch.get_deterministic_debug_mode() == 1  # warn
+
+
+def test_beside_a_gpu_as_many_processes_as_threads_read_files_and_none_beside_a_network_on_the_cpu():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert loader_workers(torch.device("cuda", 1)) == 3 and loader_workers(torch.device("cpu")) == 0
+    finally:
+        torch.set_num_threads(threads)
