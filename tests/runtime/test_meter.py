@@ -1,7 +1,10 @@
 """The meter: each second once, whatever happened to the processes that spent it."""
 
 import json
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,3 +99,28 @@ def test_a_resume_of_a_resume_does_not_count_the_first_twice(time):
         meter.go_on_from(meter.state())  # a search that goes on after a warm-up that goes on
         state = meter.state()
     assert state["seconds"] == pytest.approx(start + 0.3)
+
+
+def test_peak_memory_is_the_most_that_was_held():
+    meter = Meter(CPU)
+    before = meter.peak_memory_mb()
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    held = np.ones(int((before - now + 200) * 1e6), np.uint8)  # beyond what earlier tests once held
+    after = meter.peak_memory_mb()
+    assert before + 150 < after < before + 300
+    del held
+    assert meter.peak_memory_mb() >= after and meter.cost()["peak_memory_mb"] >= round(after, 1)
+
+
+def test_on_a_gpu_memory_and_name_are_the_gpu_s_and_a_part_ends_when_its_work_has(time, monkeypatch):
+    """A stand-in for the driver, which tells of the GPU it is asked about."""
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {gpu: 3.2e9}[device])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: {gpu: "NVIDIA H200"}[device])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: time.sleep({gpu: 0.2}[device]))
+    meter = Meter(gpu)
+    with meter.part("train"):
+        time.sleep(0.1)  # the calls return; the GPU goes on
+    cost = meter.cost()
+    assert (cost["device"], cost["device_name"], cost["peak_memory_mb"]) == ("cuda:1", "NVIDIA H200", 3200.0)
+    assert cost["parts"]["train"] == pytest.approx(0.3, abs=0.001)
