@@ -123,12 +123,16 @@ def test_the_cases_hold_ties_and_edges():
     assert (v == bounds[0, 0]).any() and (v == bounds[1, 0]).any()
 
 
+@pytest.mark.parametrize("compiler", ["packaged", "jitted"])
 @pytest.mark.parametrize("width", [1, 5])
 @pytest.mark.parametrize("limits", [None, (0.0, 1.5)])
 @pytest.mark.parametrize("per_channel", [True, False])
 # Several rows a channel (4608 = 3 x 1536 elements), rows with a tail, rows shorter than a register, a prime count.
 @pytest.mark.parametrize("shape", [(4, 6, 3, 3), (4, 512, 3, 3), (4, 100), (4, 1, 3, 3), (4, 2053)])
-def test_compiled_equals_eager(per_channel, shape, limits, width, monkeypatch):
+def test_compiled_equals_eager(per_channel, shape, limits, width, compiler, monkeypatch):
+    """Both ways of compiling: ahead of time, as for a CPU, and by torch.compile, as for a GPU."""
+    if compiler == "jitted":
+        monkeypatch.setattr(kernels, "_packaged", lambda name, width: kernels._jitted(name, width, "cpu"))
     (x, steps, weights), bounds, g = problem(per_channel, True, torch.float32, shape)
     steps, bounds = steps[:width].detach().requires_grad_(), bounds[:, :width]  # bounds in another layout, too
     inputs = [x, steps, weights][: 2 if width == 1 else 3]
@@ -181,6 +185,21 @@ def test_auto_falls_back_with_one_warning(monkeypatch, caplog):
     assert [r.message for r in caplog.records if "several times slower" in r.message]
     with pytest.raises(RuntimeError, match="no C"):
         use_kernels("compiled")
+
+
+def test_torch_compiles_for_the_gpu_alone(monkeypatch):
+    made = []
+
+    def jitted(*asked):
+        made.append(asked)
+        return lambda *args: pytest.fail("a kernel of the GPU was given tensors of the CPU")
+
+    monkeypatch.setattr(kernels, "_jitted", jitted)
+    assert use_kernels("compiled", (1,), "cuda:1")[0] == "compiled"
+    assert made == [("forward", 1, "cuda:1"), ("backward", 1, "cuda:1")]
+    (x, steps, _), bounds, _ = problem(True, True, torch.float32)
+    mix(x, steps[:1], None, bounds[:, :1])
+    use_kernels("eager")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
