@@ -34,6 +34,17 @@ _CHECKPOINT_SECONDS = 60.0
 _ROWS_PER_EPOCH = 20  # rows of history.csv
 
 
+def _in_bfloat16(device: torch.device) -> bool:
+    """Whether a training there computes in bfloat16, under autocast."""
+    return device.type == "cuda"
+
+
+def _looks_once_a_row(device: torch.device) -> bool:
+    """Whether losses, and signals that processes must agree on, are looked at once a row of the history, not once a
+    step: reading a value waits for all that a GPU was given to do, which a row does anyway."""
+    return device.type != "cpu"
+
+
 def fit(
     module: nn.Module,
     loss: Loss,
@@ -98,7 +109,7 @@ def fit(
     module.train()
     for part in frozen:
         part.eval()
-    device_type = device.type
+    once_a_row = _looks_once_a_row(device)
 
     def batches() -> Iterable[tuple[int, int, Tensor, Tensor]]:
         for epoch in range(run.step // steps_per_epoch, epochs):
@@ -137,7 +148,7 @@ def fit(
 
     def forward(x: Tensor, y: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         try:
-            with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_in_bfloat16(device)):
                 return loss(x, y, done)
         except ValueError as wrong:
             if "more than 1 value per channel" not in str(wrong):
@@ -167,9 +178,8 @@ def fit(
             value, logs = forward(x, y, done)
             items = averages({"loss": value.detach(), **{name: item.detach() for name, item in logs.items()}})
             losses.append(items["loss"])
-            # Reading a value waits for all that a GPU was given to do: there once a row, which waits anyway, not once a
-            # step. A training that diverges there takes the rest of its row in vain; on a CPU it stops at once.
-            if device_type == "cpu" and not torch.isfinite(items["loss"]):
+            # A training that diverges on a GPU takes the rest of its row in vain; on a CPU it stops at once.
+            if not once_a_row and not torch.isfinite(items["loss"]):
                 layer = first_infinite_layer(module, lambda: forward(x, y, done))  # noqa: B023 (called at once)
                 raise error(not_finite({k: float(v) for k, v in items.items()}), run.step + 1, layer)
             value.backward()
@@ -184,7 +194,7 @@ def fit(
             run.count += 1
             for name, item in items.items():
                 run.sums[name] = run.sums.get(name, 0) + item
-            if device_type == "cpu":
+            if not once_a_row:
                 agree()
             if (position + 1) % every and position + 1 < steps_per_epoch and run.step < total:
                 continue
@@ -202,7 +212,7 @@ def fit(
             if "budget" in means:
                 notes["cost / budget"] = means["budget"]
             run.sums, run.count = {}, 0
-            if device_type != "cpu":
+            if once_a_row:
                 agree()
             losses.clear()
             if resume is not None and time.monotonic() - last_saved > _CHECKPOINT_SECONDS:

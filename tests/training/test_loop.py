@@ -8,9 +8,12 @@ from seam.data.loaders import load
 from seam.errors import SeamError
 from seam.models.build import build
 from seam.models.find import find_layers
+from seam.policy.budget import parse_budget
 from seam.quant.apply import calibrate, quantize
 from seam.runtime.meter import Meter
-from seam.settings import Finetune, Model, Training
+from seam.search import joint
+from seam.search.problem import prepare
+from seam.settings import Finetune, Model, SearchSettings, Training
 from seam.training import loop
 from seam.training.evaluate import evaluate
 from seam.training.loop import fit
@@ -203,3 +206,46 @@ def test_long_gradients_are_clipped(images):
         moved.append((model.fc.weight - before).norm().item())
     assert moved[0] > 1e-2
     assert 0 < moved[1] <= 4 * 0.05 * 1e-3  # steps x learning rate x norm
+
+
+def joint_search(images):
+    """The history of a short joint search, and what it has trained."""
+    model, settings = network(), SearchSettings(epochs=1, steps=8, calibration_images=128, kernels="eager")
+    layers = find_layers(model, images.shape)
+    budgets = [parse_budget("w3a3", layers, settings.bits)]
+    # As the stage does it: taps that images never reach are cut. Torch's bfloat16 leaves their gradients unwritten.
+    problem = prepare(joint, model, images, layers, budgets, settings, 0, CPU, Meter(CPU))
+    joint.preferences(problem)
+    return problem.history, problem.model
+
+
+def qat(images):
+    model = network()
+    layers = find_layers(model, images.shape)
+    quantize(model, {layer.name: (4, 4) for layer in layers}, layers, images.shape)
+    calibrate(model, images.batches(128, device=CPU))
+    settings = Finetune(epochs=1, lr=0.01, kernels="eager")
+    return train_supervised(model, settings, images, 0, CPU, Meter(CPU), steps=8), model
+
+
+@pytest.mark.parametrize("training", [joint_search, qat])
+def test_in_bfloat16_losses_are_near_those_in_32_bits_and_parameters_keep_their_32(images, monkeypatch, training):
+    """What a GPU does, on the CPU."""
+    assert loop._in_bfloat16(torch.device("cuda", 1)) and not loop._in_bfloat16(CPU)
+    computed, forward = set(), torch.nn.Conv2d._conv_forward
+
+    def noting(*args):
+        y = forward(*args)
+        computed.add(y.dtype)
+        return y
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", noting)
+    full, _ = training(images[0])
+    assert computed == {torch.float32}
+    monkeypatch.setattr(loop, "_in_bfloat16", lambda device: True)
+    half, model = training(images[0])
+    assert torch.bfloat16 in computed
+    assert len(half) == len(full) == 8
+    for row, wanted in zip(half, full, strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=0.1)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -71,6 +71,34 @@ def test_a_stopped_run_goes_on_from_the_step_and_ends_the_same(
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(("once_a_row", "step"), [(False, 28), (True, 32)])
+def test_processes_that_share_a_job_stop_after_the_step_at_which_they_agree(
+    images, tmp_path, monkeypatch, capsys, command, once_a_row, step
+):
+    """One of two processes, the other one silent: on a GPU they agree once a row. What two do is test_distributed's."""
+    monkeypatch.setattr(loop, "_ROWS_PER_EPOCH", 4)  # rows at the steps 5, 10, 15, 20, 22, 27, 32, ...
+    monkeypatch.setattr(loop, "processes", lambda: 2)
+    monkeypatch.setattr(loop, "_looks_once_a_row", lambda device: once_a_row)
+    whole, model, resume = network(), network(), tmp_path / "run.safetensors"
+    expected = trained(whole, images[0])
+    seen = []
+
+    def count(*_):
+        seen.append(1)
+        if len(seen) == 28:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handle = model.register_forward_hook(count)
+    with pytest.raises(SystemExit):
+        trained(model, images[0], resume=resume)
+    handle.remove()
+    assert len(seen) == step
+    assert capsys.readouterr().err == f"seam: stopped at step {step}; the same command goes on from there\n"
+    model = network()
+    assert rows(trained(model, images[0], resume=resume)) == rows(expected)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
+
+
 def test_without_a_file_it_still_says_so(images, capsys, command):
     with pytest.raises(SystemExit):
         trained(network(), images[0], live=lambda step, **m: os.kill(os.getpid(), signal.SIGTERM))
