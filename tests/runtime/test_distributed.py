@@ -17,8 +17,9 @@ from engines import REPOSITORY, environment, free_ports, run
 from forked import call, seam
 from shared_jobs import jobs
 
+from seam.errors import SeamError
 from seam.experiment.params import Job, load_params
-from seam.runtime.distributed import share_out
+from seam.runtime.distributed import join, share_out
 from seam.stages.fetch import fetch
 from seam.stages.pretrain import pretrain
 from seam.stages.sample import sample
@@ -81,6 +82,37 @@ def test_one_process_does_all_whatever_the_environment_says(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     done = share_out([1.0, 2.0, 3.0], lambda x: torch.tensor([x, -x]), torch.zeros(2), "work")
     assert done.tolist() == [6.0, -6.0]
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """The second of a machine's two processes, among two GPUs; (function, arguments) of what it asks of torch."""
+    asked = []
+    for name, value in {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "LOCAL_RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.append(("set_device", device)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(("init", backend)))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # at the end of this process
+    return asked
+
+
+def test_each_process_takes_its_own_gpu_and_meets_the_others_by_nccl(second):
+    own = torch.device("cuda", 1)
+    assert join(torch.device("cuda", 0)) == own
+    assert second == [("set_device", own), ("init", "nccl")]  # in this order: nccl takes the device that is set
+
+
+def test_processes_on_the_cpu_meet_by_gloo(second):
+    assert join(torch.device("cpu")) == torch.device("cpu")
+    assert second == [("init", "gloo")]
+
+
+def test_more_processes_than_gpus_are_refused(second, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SeamError, match="^2 processes here, each on a GPU of its own, but 1 can be used here"):
+        join(torch.device("cuda", 0))
+    assert not second
 
 
 @pytest.fixture(scope="module")

@@ -100,6 +100,20 @@ def test_a_run_goes_on_exactly(tmp_path, kind):
             assert all(torch.equal(values[k], found[k]) and values[k].stride() == found[k].stride() for k in values)
 
 
+def test_a_gpu_s_random_numbers_go_on_too(tmp_path, monkeypatch):
+    """A stand-in for the GPU's generator: the network stays on the CPU, and says that it is there."""
+    gpu, states = torch.device("cuda", 1), {torch.device("cuda", 1): torch.arange(16, dtype=torch.uint8)}
+    monkeypatch.setattr(Run, "device", gpu)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    checkpoints, state = Checkpoints(tmp_path / "run.safetensors"), run()
+    assert checkpoints.save(state)
+    wanted, states[gpu] = states[gpu], torch.zeros(16, dtype=torch.uint8)
+    assert checkpoints.restore(state)
+    state.continue_random()
+    assert states.keys() == {gpu} and torch.equal(states[gpu], wanted)
+
+
 def test_a_file_holds_tensors_and_json_alone(two):
     with safe_open(two.path, "pt") as file:
         about = file.metadata()
