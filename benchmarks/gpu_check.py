@@ -7,14 +7,16 @@ kernels: quantizer and mixture, forward and backward, as compiled (Triton) again
 steps:   seconds and memory of a training step at 224 in full precision, of a search's and of QAT's, each in fp32, TF32
          and bfloat16 under autocast; ratios to the full-precision step in the same precision.
 search:  seconds of `seam search --method jacobian` for ResNet-50 at 224, by its own meter and as a whole.
-sets:    `experiments/smoke.yaml` by Snakemake on this device and on the CPU: seconds, top-1 of each policy's network,
-         and whether the policies are the same. (`--set params.yaml`: another one.)
+sets:    `experiments/smoke.yaml` and `params.yaml` (or those of `--set`) by Snakemake on this device and on the CPU:
+         seconds, top-1 of each policy's network, and whether the policies are the same.
 
-Rows are written when they are done, with the hardware's name; a run goes on with the rows that are missing. On a CPU
+Rows are written when they are done, with the hardware's name; a run goes on with the rows that are missing. It exits
+with 1 where the table's kernels are off by more than ERROR, or policies of its sets differ from the CPU's. On a CPU
 (`--device cpu`) the same runs, which shows that the command itself works.
 """
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -34,6 +36,9 @@ PARTS = ("seam", "workflow", "params.yaml", "environment.yml")  # what Snakemake
 SHAPES = ((64, 64, 3, 3), (8, 96, 56, 56), (1000, 1280), (7, 5))
 STEPS = ("resnet18@224", "resnet50@224", "mobilenetv2_100@224", "deit_tiny@224")
 PRECISIONS = ("fp32", "TF32", "bfloat16")
+ERROR = 1e-3  # of the greatest number: one of 1,280 that rounds to another integer moves its step's gradient by 4e-4
+OTHERS = ", all but "
+SETS = (ROOT / "experiments/smoke.yaml", ROOT / "params.yaml")
 
 
 def main() -> None:
@@ -43,7 +48,7 @@ def main() -> None:
     parser.add_argument("--only", default="kernels,steps,search,sets")
     parser.add_argument("--cases", nargs="+", default=STEPS, help="of the steps (benchmarks/search_step.py)")
     parser.add_argument("--repeats", type=int, default=20, help="steps of each kind")
-    parser.add_argument("--set", type=Path, default=ROOT / "experiments/smoke.yaml", help="parameters of the set")
+    parser.add_argument("--set", type=Path, nargs="+", default=SETS, help="parameters of the sets")
     options = parser.parse_args()
 
     import torch
@@ -59,6 +64,21 @@ def main() -> None:
 
     for name in options.only.split(","):
         {"kernels": kernels, "steps": steps, "search": search, "sets": sets}[name](options, done, record)
+    if wrong := failures(options.csv):
+        raise SystemExit("\n".join(f"gpu_check: {line}" for line in wrong))
+
+
+def failures(table: Path) -> list[str]:
+    """What is wrong by the rows of a table, those of an earlier run too."""
+    wrong = []
+    with table.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found = f"{row['check']}: {row['case']}: {row['value']}"
+            if row["check"] == "kernels" and not float(row["value"]) <= ERROR:  # NaN is an error too
+                wrong.append(f"{found} {row['unit']}, more than {ERROR:g}")
+            if row["check"] == "sets" and OTHERS in row["against"]:
+                wrong.append(f"{found} {row['against']}")
+    return wrong
 
 
 def kernels(options, done, record) -> None:
@@ -86,11 +106,11 @@ def kernels(options, done, record) -> None:
                 return [y.detach(), *[t.grad for t in inputs if t is not None]]
 
             # What rounds to another integer in 32 bits differs by a step: a few of a million, and no error.
-            worst = 0.0
+            worst = []
             for ours, exact in zip(results(options.device, torch.float32), results("cpu", torch.float64), strict=True):
                 error = (ours.cpu().double() - exact).abs() / exact.abs().max()
-                worst = max(worst, error.flatten().kthvalue(math.ceil(error.numel() * 0.9999)).values.item())
-            record("kernels", case, "fp32", worst, "of the greatest number")
+                worst.append(error.flatten().kthvalue(math.ceil(error.numel() * 0.9999)).values)
+            record("kernels", case, "fp32", torch.stack(worst).max().item(), "of the greatest number")  # NaN if one is
 
 
 def steps(options, done, record) -> None:
@@ -141,20 +161,25 @@ def search(options, done, record) -> None:
 
 
 def sets(options, done, record) -> None:
+    for params in options.set:
+        one_set(params, options.device, done, record)
+
+
+def one_set(params: Path, device: str, done, record) -> None:
     import yaml
 
-    name = options.set.stem
+    name = params.stem
     if ("sets", f"{name} seconds", "") in done:
         return
     found: list[tuple] = []
     with tempfile.TemporaryDirectory() as folder:
-        for device in ("cpu", options.device):  # the same twice, if that is the CPU
+        for place in ("cpu", device):  # the same twice, if that is the CPU
             root = Path(folder, str(len(found)))
             root.mkdir()
             for part in PARTS:
                 copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
                 copy(ROOT / part, root / part)
-            raw = {**yaml.safe_load(options.set.read_text()), "device": device, "data_root": f"{folder}/data"}
+            raw = {**yaml.safe_load(params.read_text()), "device": place, "data_root": f"{folder}/data"}
             (root / "set.yaml").write_text(yaml.safe_dump(raw))
             command = [sys.executable, "-m", "snakemake", "--cores", str(os.cpu_count()), "--configfile", "set.yaml"]
             start = time.perf_counter()
@@ -170,8 +195,10 @@ def sets(options, done, record) -> None:
             }
             found.append((time.perf_counter() - start, policies, top1))
     (cpu_seconds, cpu_policies, cpu_top1), (seconds, policies, top1) = found
-    same = sum(policies[key] == cpu_policies[key] for key in policies)
-    record("sets", f"{name} same policies", "", same, "policies", f"of {len(policies)}")
+    others = [key for key, layers in policies.items() if layers != cpu_policies[key]]
+    same = len(policies) - len(others)
+    against = f"of {len(policies)}" + (f"{OTHERS}{', '.join(others)}" if others else "")
+    record("sets", f"{name} same policies", "", same, "policies", against)
     for key, value in top1.items():
         record("sets", f"{name} {key}", "", value, "% top-1", f"{cpu_top1[key]:.2f} on the CPU")
     record("sets", f"{name} seconds", "", seconds, "s", f"{cpu_seconds:.0f} s on the CPU")
