@@ -11,8 +11,8 @@ sets:    `experiments/smoke.yaml` and `params.yaml` (or those of `--set`) by Sna
          seconds, top-1 of each policy's network, and whether the policies are the same.
 
 Rows are written when they are done, with the hardware's name; a run goes on with the rows that are missing. It exits
-with 1 where the table's kernels are off by more than ERROR, or policies of its sets differ from the CPU's. On a CPU
-(`--device cpu`) the same runs, which shows that the command itself works.
+with 1 where the table's kernels are off by more than ERROR; policies may differ, since a GPU trains in bfloat16. On a
+CPU (`--device cpu`) the same runs, which shows that the command itself works.
 """
 
 import argparse
@@ -37,7 +37,6 @@ SHAPES = ((64, 64, 3, 3), (8, 96, 56, 56), (1000, 1280), (7, 5))
 STEPS = ("resnet18@224", "resnet50@224", "mobilenetv2_100@224", "deit_tiny@224")
 PRECISIONS = ("fp32", "TF32", "bfloat16")
 ERROR = 1e-3  # of the greatest number: one of 1,280 that rounds to another integer moves its step's gradient by 4e-4
-OTHERS = ", all but "
 SETS = (ROOT / "experiments/smoke.yaml", ROOT / "params.yaml")
 
 
@@ -73,11 +72,8 @@ def failures(table: Path) -> list[str]:
     wrong = []
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
-            found = f"{row['check']}: {row['case']}: {row['value']}"
             if row["check"] == "kernels" and not float(row["value"]) <= ERROR:  # NaN is an error too
-                wrong.append(f"{found} {row['unit']}, more than {ERROR:g}")
-            if row["check"] == "sets" and OTHERS in row["against"]:
-                wrong.append(f"{found} {row['against']}")
+                wrong.append(f"kernels: {row['case']}: {row['value']} {row['unit']}, more than {ERROR:g}")
     return wrong
 
 
@@ -197,7 +193,7 @@ def one_set(params: Path, device: str, done, record) -> None:
     (cpu_seconds, cpu_policies, cpu_top1), (seconds, policies, top1) = found
     others = [key for key, layers in policies.items() if layers != cpu_policies[key]]
     same = len(policies) - len(others)
-    against = f"of {len(policies)}" + (f"{OTHERS}{', '.join(others)}" if others else "")
+    against = f"of {len(policies)}" + (f", all but {', '.join(others)}" if others else "")
     record("sets", f"{name} same policies", "", same, "policies", against)
     for key, value in top1.items():
         record("sets", f"{name} {key}", "", value, "% top-1", f"{cpu_top1[key]:.2f} on the CPU")
