@@ -13,11 +13,11 @@ def save(pixels, path, size=(8, 8), mode="L"):
     image.save(path)
 
 
-def save_digits(folder, indices):
-    """scikit-learn's digits at these positions as RGB files of 32x32, one folder a class."""
+def save_digits(folder, indices, side=32):
+    """scikit-learn's digits at these positions as square RGB files, one folder a class."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     for i in indices:
         pixels = (digits.images[i] * 15).astype("uint8")[..., None]
-        save(pixels, folder / str(digits.target[i]) / f"{i}.png", (32, 32), "RGB")
+        save(pixels, folder / str(digits.target[i]) / f"{i}.png", (side, side), "RGB")

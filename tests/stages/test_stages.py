@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from digit_images import save_digits
 from engines import environment
 from forked import seam
 
@@ -25,7 +26,7 @@ from seam.stages.finetune import finetune
 from seam.stages.pretrain import pretrain
 from seam.stages.sample import sample
 from seam.stages.search import search
-from seam.stages.target import calibrate, quantized
+from seam.stages.target import Target, calibrate, quantized
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +95,50 @@ def test_training_goes_on_from_given_weights(quick, tmp_path, monkeypatch):
     assert torch.allclose(before["layer1.0.conv1.weight"], after["layer1.0.conv1.weight"], atol=0.05)
     metrics = io.read_json(weights.with_name("metrics.json"))
     assert metrics["top1"] > 30 and len(io.read_csv(weights.with_name("history.csv"))) > 0
+
+
+_LOOK = """
+from seam.search.uniform import SPEND
+from seam.search.uniform import preferences as uniform
+
+DATA = True
+QUANTIZERS = False
+
+
+def preferences(problem):
+    problem.report["preprocessing"] = problem.images.preprocessing
+    return uniform(problem)
+"""
+
+
+@pytest.mark.parametrize("whose", ["dataset", "model"])
+def test_the_target_s_and_the_proxy_s_images_are_prepared_as_the_parameters_say(tmp_path, monkeypatch, whose):
+    for name, start in (("own", 0), ("other", 200)):
+        for split, first in (("train", start), ("val", start + 60)):
+            save_digits(tmp_path / name / split, range(first, first + 60), side=72)  # read file by file
+    io.write_text(tmp_path / "given/__init__.py", "")
+    io.write_text(tmp_path / "given/look.py", _LOOK)
+    monkeypatch.syspath_prepend(tmp_path)
+    stated = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    more = {"pretrained_cfg_overlay": {**stated, "crop_pct": 0.5, "interpolation": "bicubic"}}
+    model = {"name": "test_resnet", "preprocessing": whose, "kwargs": more}
+    look = {"method": "given.look", "proxy": {"dataset": "folder", "path": "other", "count": 20}}
+    target = {"dataset": "folder", "path": "own", "image_size": 32}
+    changes = {"target": target, "models__resnet": model, "searches__look": look}
+    params = smoke(tmp_path, monkeypatch, pretrain__epochs=1, **changes)
+    weights = pretrained(params)
+    sample(params, "resnet", "look", weights, tmp_path / "proxy")
+    search(params, Job("resnet", "look", "w3a3", 0), weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    here = Target(params, "resnet")
+    sets = [(here.images(here.network(), split).preprocessing, here.manifest) for split in ("train", "test")]
+    sets.append((io.read_json("search/cost.json")["preprocessing"], io.read_json("proxy/proxy.json")))
+    assert sets[0][1]["mean"] != sets[2][1]["mean"]
+    for found, manifest in sets:
+        wanted = {"resize": [37, 37], "interpolation": "bilinear", "mean": manifest["mean"], "std": manifest["std"]}
+        if whose == "model":
+            wanted = {"resize": [64, 64], "interpolation": "bicubic", **stated}
+        wanted |= {"colour": "RGB", "keep_shape": True, "crop": [32, 32]}
+        assert found == wanted
 
 
 def test_train_without_weights_to_start_from_is_refused(tmp_path, monkeypatch):
