@@ -1,5 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 import torch
+from engines import REPOSITORY, environment
 from torch import nn
 
 from seam.errors import SeamError
@@ -201,3 +205,44 @@ def test_small_stem_keeps_the_resolution():
     assert sum(layer.macs for layer in usual) < 0.1 * sum(layer.macs for layer in small)
     with pytest.raises(SeamError, match="small_stem is for ResNets"):
         build(Model(name="mobilenetv2_050", small_stem=True), 10, 3)
+
+
+_OF_TIMM = """
+import sys
+from pathlib import Path
+import torch
+from seam.errors import SeamError
+from seam.io import load_tensors, save_tensors
+from seam.models.build import build
+from seam.settings import Model
+
+spec = Model(name="test_resnet", pretrained=True)
+try:
+    build(spec, None, 3)
+    sys.exit("built without its weights")
+except SeamError as error:
+    print(error)
+given = build(Model(name="test_resnet"), None, 3).state_dict()
+kept = Path(sys.argv[1], "models--timm--test_resnet.r160_in1k")
+(kept / "snapshots/0").mkdir(parents=True)
+(kept / "refs").mkdir()
+(kept / "refs/main").write_text("0")
+save_tensors(kept / "snapshots/0/model.safetensors", given)
+found = build(spec, None, 3).state_dict()
+assert found.keys() == given.keys() and all(torch.equal(found[name], given[name]) for name in given)
+few = build(spec, 10, 1).state_dict()
+differ = {name for name in given if not torch.equal(few[name], given[name])}
+assert differ == {"conv1.0.weight", "fc.weight", "fc.bias"}, differ
+assert torch.allclose(few["conv1.0.weight"], given["conv1.0.weight"].sum(1, keepdim=True))  # of gray images
+"""
+
+
+def test_weights_of_timm_come_from_its_cache_without_a_network(tmp_path):
+    """The cache is laid out as huggingface_hub fills it; it reads its variables once, so in a process of its own."""
+    environ = environment(REPOSITORY) | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _OF_TIMM, str(tmp_path)], env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("models: the pretrained weights of test_resnet cannot be downloaded (")
+    assert done.stdout.endswith("give a local file with weights\n")
