@@ -9,12 +9,15 @@ What many vendors' tools look at. It knows how well a tensor survives, not how m
 `images`, how many it looks at.
 """
 
+import itertools
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from seam.models.shared_inputs import watch
-from seam.runtime.progress import progress
+from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
 from seam.search.tensors import counts, falling, watch_tensors
 
@@ -34,22 +37,31 @@ def preferences(problem: Problem) -> np.ndarray:
     with problem.meter.part("setup"):
         watched = watch_tensors(problem, x)
     width = len(problem.settings.bits)
-    noise = torch.zeros(2, len(watched), width, dtype=torch.float64, device=x.device)
-    signal = torch.zeros(2, len(watched), 1, dtype=torch.float64, device=x.device)
-    for i, one in enumerate(watched.values()):
-        noise[0, i] = torch.stack([error.double().square().sum() for error in one.errors])
-        signal[0, i] = one.layer.weight.double().square().sum()
     places = {name: i for i, (name, one) in enumerate(watched.items()) if one.group == i}  # first of those that share
+    like = torch.zeros(len(watched), width + 1, dtype=torch.float64, device=x.device)
 
-    def add(name: str, read: Tensor) -> None:
-        i = places[name]
-        noise[1, i] += torch.stack([watched[name].inputs.error(read, b).double().square().sum() for b in range(width)])
-        signal[1, i] += read.double().square().sum()
+    def sums(batch: Tensor) -> Tensor:
+        """[L, B + 1] squared errors of the inputs at each bit-width, and the squares of the inputs, of a batch."""
+        found = torch.zeros_like(like)
 
-    with problem.meter.part("sensitivity"), watch(model, places, add):
-        batches = x.split(BATCH)
-        for batch in progress(batches, len(batches), "sqnr"):
+        def add(name: str, read: Tensor) -> None:
+            errors = (watched[name].inputs.error(read, b) for b in range(width))
+            found[places[name]] += _squares(itertools.chain(errors, [read]))
+
+        with watch(model, places, add):
             model(batch)
-            problem.meter.look(len(batch), forwards=1 + width)
-    errors = np.apply_along_axis(falling, 2, (noise / signal.clamp(min=1e-30)).cpu().numpy())
+        return found
+
+    with problem.meter.part("sensitivity"):
+        of_inputs = share_out(x.split(BATCH), sums, like, "sqnr")
+    problem.meter.look(count, forwards=1 + width)
+    of_weights = torch.stack([_squares([*one.errors, one.layer.weight]) for one in watched.values()])
+    squares = torch.stack([of_weights, of_inputs])
+    errors = squares[:, :, :width] / squares[:, :, width:].clamp(min=1e-30)
+    errors = np.apply_along_axis(falling, 2, errors.cpu().numpy())
     return -(errors[0][:, :, None] + errors[1][:, None, :])
+
+
+def _squares(tensors: Iterable[Tensor]) -> Tensor:
+    """[T] the sum of the squares of each of T tensors."""
+    return torch.stack([tensor.double().square().sum() for tensor in tensors])
