@@ -160,8 +160,8 @@ class Mixture(nn.Module):
     def excess(self, budgets: Sequence[Budget]) -> tuple[Tensor, Tensor]:
         """Expected cost as a share of the first budget, E / B, and how far off the budgets it is: (log E / B)^2 for the
         first, which is to be spent, and the same for the others where they are exceeded."""
-        device = self.weight_probs.device
-        tables = (torch.tensor(b.table / b.limit, dtype=torch.float32, device=device) for b in budgets)
+        like = {"dtype": self.weight_probs.dtype, "device": self.weight_probs.device}
+        tables = (torch.tensor(b.table / b.limit, **like) for b in budgets)
         spent, *others = (self.expected(table) + b.base / b.limit for table, b in zip(tables, budgets, strict=True))
         return spent, spent.log().square() + sum(F.relu(other.log()).square() for other in others)
 

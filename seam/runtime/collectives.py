@@ -49,7 +49,7 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """F.batch_norm of the whole batch for this process's share of it, [N, C, ...]."""
-    x = input.float()
+    x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
     dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
     shares = torch.distributed.get_world_size()
     mean = Total.apply(x.mean(dims)) / shares
