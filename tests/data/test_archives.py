@@ -76,6 +76,21 @@ def test_parts_are_read_alone_and_by_workers(folder, tmp_path):
     assert torch.equal(found, whole[[4, 1]])
 
 
+@pytest.mark.parametrize("skip", [1, 2, 3])
+def test_an_epoch_goes_on_in_its_middle_with_the_same_crops(folder, tmp_path, skip):
+    wholes = []
+    for base in (folder, pack(folder, tmp_path / "packed")):
+        images = load("folder", tmp_path / "data", "train", base, image_size=(24, 32))
+        whole = [*images.batches(2, seed=3, augment=True)]
+        rest = [*images.batches(2, seed=3, augment=True, skip=skip)]
+        assert len(rest) == 4 - skip
+        for (x, y), (other, label) in zip(whole[skip:], rest, strict=True):
+            assert torch.equal(x, other) and torch.equal(y, label)
+        wholes.append(torch.cat([x for x, _ in whole]))
+    assert torch.equal(*wholes)
+    assert not torch.equal(wholes[0], torch.cat([x for x, _ in images.batches(2, seed=3)]))  # the crops are drawn
+
+
 def test_the_index_is_kept_until_the_archive_changes(folder, tmp_path, monkeypatch):
     packed, cache = pack(folder, tmp_path / "packed"), tmp_path / "cache"
     cache.mkdir()
