@@ -10,6 +10,7 @@ import yaml
 from conftest import SMOKE
 from engines import REPOSITORY, copy_repository, expand, run, snakemake, text
 
+from seam import io
 from seam.experiment.graph import nodes
 from seam.experiment.params import load_params
 
@@ -116,6 +117,25 @@ def test_snakemake_adopts_what_dvc_made(dvc_results, tmp_path):
     jobs = expand("snakemake", root)
     changed = policies(("finetune", "evaluate"), ["seam-subset", "direct"]) | END
     assert {name for name, job in jobs.items() if job["run"]} == changed
+
+
+def test_a_job_of_two_processes_runs_as_two(dvc_results, tmp_path):
+    root = tmp_path / "seam"
+    shutil.copytree(dvc_results[1], root)
+    raw = yaml.safe_load((root / "params.yaml").read_text())
+    raw["finetune"]["processes"] = 2
+    (root / "params.yaml").write_text(yaml.safe_dump(raw))
+    # Python runs this at the start of each process.
+    note = "import os, pathlib\nif 'RANK' in os.environ: pathlib.Path('rank' + os.environ['RANK']).touch()\n"
+    (root / "sitecustomize.py").write_text(note)
+    history = root / raw["results"] / "finetune/resnet/direct/w3a3/0/history.csv"
+    alone = io.read_csv(history)
+    run(root, "dvc", "repro", "--single-item", "finetune@resnet-direct-w3a3-0")
+    assert sorted(path.name for path in root.glob("rank*")) == ["rank0", "rank1"]
+    shared = io.read_csv(history)
+    assert len(shared) == len(alone)
+    assert float(shared[0]["loss"]) == pytest.approx(float(alone[0]["loss"]), rel=1e-4)
+    assert [row["seconds"] for row in shared] != [row["seconds"] for row in alone]  # it was made anew
 
 
 def test_repro_leaves_a_readable_tree(dvc_results):

@@ -5,6 +5,7 @@ Opt in with SEAM_SLURM=1: it starts daemons, and links in /etc/slurm.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -64,6 +65,7 @@ def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
     )
     try:
         job = running(process, "search")
+        memory = [asked_for(job)]
         time.sleep(10)  # it trains by then
         ended = datetime.now(UTC)
         subprocess.run(["scancel", job], check=True)
@@ -74,11 +76,13 @@ def test_a_job_that_slurm_ended_is_retried_and_goes_on(tmp_path):
         assert step > 0
         again = running(process, "search")
         assert again != job
+        memory.append(asked_for(again))
         said, _ = process.communicate(timeout=500)
     finally:
         process.kill()
     assert process.returncode == 0, said
     assert "Trying to restart job" in said
+    assert memory == [64_000, 128_000]
     cost = json.loads((root / policy).with_name("cost.json").read_text())
     assert datetime.fromisoformat(cost["started"]) < ended  # it counts from the first process's start
     assert (root / policy).exists() and not list((root / "results/smoke/.resume").iterdir())
@@ -122,6 +126,13 @@ def running(process, rule) -> str:
                 return number
         time.sleep(0.2)
     raise AssertionError(process.communicate()[0])
+
+
+def asked_for(job: str) -> float:
+    """MB of memory that a job asks a node for."""
+    shown = subprocess.run(["scontrol", "show", "job", job], check=True, capture_output=True, text=True).stdout
+    amount, unit = re.search(r"MinMemoryNode=([\d.]+)([MG])", shown).groups()
+    return float(amount) * (1024 if unit == "G" else 1)
 
 
 def stopped_at(checkpoint: Path) -> int:

@@ -124,10 +124,16 @@ def test_lint_and_format():
 
 def test_profiles_speak_of_rules_that_exist(clean):
     stages = {node.stage for node in nodes(load_params(clean / "params.yaml"))}
-    slurm = yaml.safe_load((clean / "workflow/profiles/slurm/profile.yaml").read_text())
+    given = (clean / "workflow/profiles/slurm/profile.yaml").read_text()
+    slurm = yaml.safe_load(given)
+    assert (slurm["executor"], slurm["retries"], slurm["latency-wait"]) == ("slurm", 2, 60)
     assert set(slurm["set-resources"]) <= stages
     for stage in ("pretrain", "search", "finetune", "evaluate"):
         assert {"mem_mb", "runtime", "gpu"} <= set(slurm["set-resources"][stage])
+    for resources in (slurm["default-resources"], *slurm["set-resources"].values()):
+        assert re.fullmatch(r"\d+ \* attempt", resources.get("mem_mb", "1 * attempt"))  # each try gets more
+    own = yaml.safe_load(given.replace("# slurm_", "slurm_"))  # as users are told to
+    assert {"slurm_account", "slurm_partition", "mem_mb", "runtime"} == set(own["default-resources"])
     default = yaml.safe_load((clean / "workflow/profiles/default/profile.yaml").read_text())
     assert default["resources"]["gpu"] == 1
 
