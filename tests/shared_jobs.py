@@ -7,8 +7,9 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 
-from seam.data.loaders import load
+from seam.data.loaders import ImageSet, load
 from seam.errors import SeamError
 from seam.models.find import find_layers
 from seam.policy.budget import parse_budget
@@ -63,6 +64,7 @@ def jobs(folder: str) -> dict:
         counts = [meter.images, meter.forwards, meter.steps, meter.epochs]
         found[name] = {"history": rows, "policy": policy, "counts": counts, "weights": weights}
     torch.set_default_dtype(torch.float32)
+    found["apart"] = apart(images, device)
     for method in (jacobian, fit, hawq, sensitivity, sqnr):  # without training
         model, meter, done = network(), Meter(device), []
         layers = find_layers(model, (1, 8, 8))
@@ -78,6 +80,19 @@ def jobs(folder: str) -> dict:
         except SeamError as error:
             found[name] = str(error)
     return found
+
+
+def apart(images: ImageSet, device: torch.device) -> list[float]:
+    """Losses of the first two steps, by shares of a batch that are normalised each by itself."""
+    if processes() > 1:
+        settings = Training(epochs=1, batch_size=32, lr=1e-9, augment=False, sync_batch_norm=False)
+        return [row["loss"] for row in train(network(), settings, images, 0, device, Meter(device), steps=2)]
+    model = network().train()
+    shares = [images.batches(32, seed=0, drop_last=True, share=(i, 2)) for i in range(2)]
+    return [
+        sum(F.cross_entropy(model(x), y).item() for x, y in batches) / 2
+        for batches, _ in zip(zip(*shares, strict=True), range(2), strict=False)
+    ]
 
 
 def network() -> torch.nn.Module:

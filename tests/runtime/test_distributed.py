@@ -68,6 +68,13 @@ def test_two_processes_end_as_one_does(both, job):
         assert found == pytest.approx(row, rel=1e-5, abs=1e-5)
 
 
+def test_processes_may_normalise_their_shares_apart(both):
+    alone, several = both[0]["apart"], [result["apart"] for result in both[1]]
+    assert several[0] == several[1] == pytest.approx(alone, rel=1e-5)
+    together = both[0]["pretrain"]["history"][0]["loss"]
+    assert abs(alone[0] - together) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("method", "pieces"), [("jacobian", 3), ("fit", 3), ("hawq", 3), ("sensitivity", 5), ("sqnr", 3)]
 )
