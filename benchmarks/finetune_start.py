@@ -35,14 +35,14 @@ def main() -> None:
     from seam.training.supervised import train
 
     params = load_params(options.params)
-    root, settings, batch = Path(params.results), params.finetune, params.evaluate.batch_size
+    root, batch = Path(params.results), params.evaluate.batch_size
     done, record = resumable(options.csv, COLUMNS, keys=5)
     cases = [(m, s, b, level, seed) for m in params.grid.models for s in SEARCHES for b in params.grid.budgets
              for seed in params.grid.seeds for level in LEVELS]  # fmt: skip
     for model, search, budget, level, seed in cases:
         if (model, search, budget, level, str(seed)) in done:
             continue
-        device = set_up("cpu", 1, seed)
+        device, settings = set_up("cpu", 1, seed), params.training("finetune", model)
         use_kernels(settings.kernels)
         policy = root / f"search/{model}/{search}/{budget}/{params.grid.seeds[0]}/policy.json"
         start = quantized(params, model, root / f"models/{model}/fp.safetensors", policy, device)

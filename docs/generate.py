@@ -133,7 +133,7 @@ def parameters() -> str:
         if prefix == "search":
             text += "Each key may also stand in `searches.ALIAS`, for that search alone.\n\n"
         if prefix in ("pretrain", "finetune"):
-            text += "Each key but `threads`, `processes` and `nodes` may also stand in "
+            text += "Each key but `threads`, `processes`, `nodes` and `kernels` may also stand in "
             text += f"`{prefix}.models.ALIAS`, for that model alone.\n\n"
         rows = [(f"`{key}`", *cells) for key, *cells in _rows(prefix, block)]
         text += table(("key", "type", "default", "range", "meaning", "stages"), rows)

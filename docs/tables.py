@@ -252,19 +252,23 @@ def choices(name: str = "ranks") -> str:
 
 
 def ranks_of_all() -> str:
-    """Rank correlation (Spearman) from foreign proxies' images, a network's the mean of its two; best method first."""
+    """Rank correlation (Spearman) from foreign proxies' images, the mean of those of a network; best method first."""
     found = [{**row, "name": name} for name in RANKS for row in rows(name)]
     places = list(grouped(found, "name", "model", "budget"))
     lines = {}
     for (method,), group in grouped(found, "method").items():
         foreign = grouped((row for row in group if row["proxy"] not in OWN), "name", "model", "budget")
+        if not foreign:
+            continue
         of_place = {place: mean(float(row["spearman"]) for row in few) for place, few in foreign.items()}
         less_own = [mean(without_own(row, place[0]) for row in few) for place, few in foreign.items()]
-        target = [float(row["spearman"]) for row in group if row["proxy"] in OWN]
+        target = {
+            (row["name"], row["model"], row["budget"]): float(row["spearman"]) for row in group if row["proxy"] in OWN
+        }
         below = [float(row["percentile"]) for few in foreign.values() for row in few if row["percentile"]]
         means = [
             f"{mean(values):.2f}" if len(values) == len(places) else NOT_RUN
-            for values in (of_place.values(), less_own, target)
+            for values in (of_place.values(), less_own, target.values())
         ]
         cells = [f"{of_place[place]:.2f}" if place in of_place else NOT_RUN for place in places]
         line = [scored(method), *cells, *means, f"{mean(below):.0f}" if below else NOT_RUN]

@@ -120,7 +120,7 @@ class Proxy(_Frozen):
 
 
 class Training(_Frozen):
-    """One supervised training run (pretrain or finetune), its learning rate by a cosine.
+    """One supervised training run (pretrain or finetune): learning rates rise over 5 % of it, then fall by a cosine.
 
     Transformers want AdamW, with learning rates of about a hundredth of SGD's.
     """
@@ -128,7 +128,7 @@ class Training(_Frozen):
     epochs: Count  # passes over the images
     batch_size: Count = 128  # images a step
     optimizer: Literal["sgd", "adamw"] = "sgd"  # of the network's weights
-    lr: Positive = 0.05  # its learning rate at the start
+    lr: Positive = 0.05  # greatest learning rate
     weight_decay: NonNegative = 5e-4  # of weights; biases and normalisation are spared
     momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9  # of SGD, Nesterov's
     clip_norm: Positive | None = None  # greatest norm of the weights' gradient
@@ -138,7 +138,7 @@ class Training(_Frozen):
     seed: Seed = 0  # of weights and of the order of images
     threads: Count = 2  # of a process of a job
     processes: Count = 1  # of a job, which share each batch; on GPUs each has one of its own
-    sync_batch_norm: bool = True  # in several processes: its statistics of a whole batch, not of a process's share
+    sync_batch_norm: bool = True  # in several processes BatchNorm sees the whole batch, not a process's share alone
     nodes: Count = 1  # machines of a Slurm job, which share its processes evenly
 
     _even = model_validator(mode="after")(_shared_evenly)

@@ -189,7 +189,7 @@ def _ordered(value: Any) -> Any:
 
 
 _TRAININGS = {"pretrain": Training, "finetune": Finetune}  # a stage, and a section of the parameters
-_OF_JOBS = ("threads", "processes", "nodes")  # engines know them before they know a job's model
+_OF_JOBS = ("threads", "processes", "nodes", "kernels")  # `schedule` and `seam plan` ask for them by stage alone
 
 
 class Job(NamedTuple):
@@ -213,8 +213,8 @@ _NETWORK = tuple(
     for key in ("kwargs", "name", "preprocessing", "pretrained", "small_stem", "train", "weights")
 )
 
-# What each stage depends on. dvc.yaml lists the same keys (a test compares the two), but each model as a whole: DVC
-# refuses a key that params.yaml leaves out.
+# What each stage depends on. dvc.yaml lists the same keys (a test compares the two), but each model as a whole, since
+# DVC refuses a key that params.yaml leaves out, and `pretrain` and `finetune` with what differs for other models.
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "fetch": ("target",),
     "pretrain": ("device", *_NETWORK, "pretrain", "target"),

@@ -42,7 +42,7 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     keep_memory()
     torch.manual_seed(seed)
     np.random.seed(seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's products are deterministic with it alone
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # only with it are cuBLAS's products deterministic
     torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` would import the compiler
     # All memory is written before it is read here; torch would first fill each new tensor with NaN, to show where not.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -182,9 +182,18 @@ class Grid:
             ]
         training = params.training(kind.stage, kind.model)
         network = Probes.network if kind.stage == "pretrain" else Probes.quantized
-        keys = ("batch_size", "processes", "augment", "distillation", "kernels", "batch_norm", "calibration")
-        keys += ("optimizer", "clip_norm", "sync_batch_norm")
+        keys = (
+            "batch_size",
+            "processes",
+            "augment",
+            "optimizer",
+            "distillation",
+            "kernels",
+            "batch_norm",
+            "calibration",
+        )
         about = {key: getattr(training, key) for key in keys if hasattr(training, key)}
+        about["clipped"] = training.clip_norm is not None
         found = (
             [term(kind.stage, kind.steps, Probes.trained, network, kind.model, training, **about)] if kind.steps else []
         )
@@ -198,7 +207,6 @@ class Grid:
         if proxy is None and not needs_network(method):
             return Term({"what": "nothing"}, 0, lambda _: Line(0.0))
         keys = ("batch_size", "calibration_images", "bits", "processes", "augment", "kernels", "options")
-        keys += ("sync_batch_norm",)
         about = {"method": name, **{key: getattr(settings, key) for key in keys}}
         if proxy is not None:
             sizes = sizes_of(self.params, proxy.dataset, proxy.path)
@@ -232,9 +240,10 @@ class Grid:
         return kind.count * self.weights(kind.model) if kind.stage in ("pretrain", "finetune") else 0
 
     def checkpoints(self) -> int:
-        """Bytes of the largest training's two checkpoints: weights, and one number of SGD or two of AdamW for each."""
-        each = ((m, self.params.training(s, m)) for m in self.params.grid.models for s in ("pretrain", "finetune"))
-        return max(2 * self.weights(m) * (3 if training.optimizer == "adamw" else 2) for m, training in each)
+        """Bytes of two checkpoints of the largest training: weights, and one number of SGD or two of AdamW for each."""
+        trained = ((kind.stage, kind.model) for kind in self.kinds() if kind.stage != "search" and kind.steps)
+        each = ((model, self.params.training(stage, model)) for stage, model in trained)
+        return max((2 * self.weights(m) * (3 if t.optimizer == "adamw" else 2) for m, t in each), default=0)
 
     def weights(self, alias: str) -> int:
         """Bytes of a model's weights."""
@@ -273,9 +282,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def describe(content: Mapping[str, Any], cores: int | None, baseline: str) -> list[str]:
     """A plan as lines of text."""
-    hours = (
-        {"core_hours": "core-hours", "gpu_hours": "GPU-hours"} if content["gpu_hours"] else {"core_hours": "core-hours"}
-    )
+    hours = {"core_hours": "core-hours"} | ({"gpu_hours": "GPU-hours"} if content["gpu_hours"] else {})
     rows = [("stage", "model", "search", "jobs", "steps", "s a job", *hours.values(), "GB")]
     for job in content["jobs"]:
         names = (job["stage"], job["model"], job["search"], str(job["count"]), str(job["steps"] or ""))

@@ -132,7 +132,7 @@ def test_imagenet_is_planned_without_its_images(tmp_path):
     counts = {job["stage"]: job["count"] for job in content["jobs"] if job["model"] == "mobilenetv2"}
     assert counts == {"pretrain": 1, "search": 2 * 3, "finetune": 9 * 2 * 3, "evaluate": 9 * 2 * 3}
     assert content["speedup"]["resnet50/jacobian-cifar"] == round((4 + 3 + 20_018) / (4 + 3 + 10 * 2), 1)
-    assert content["gpu_hours"] > 0 and content["unread"] == []
+    assert content["gpu_hours"] > 0
 
 
 def test_known_datasets_need_not_be_there(tmp_path):

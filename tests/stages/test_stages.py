@@ -27,6 +27,7 @@ from seam.stages.pretrain import pretrain
 from seam.stages.sample import sample
 from seam.stages.search import search
 from seam.stages.target import Target, calibrate, quantized
+from seam.training.optimizers import Group
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,6 +234,29 @@ def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_pat
     hits = io.read_json(tmp_path / "evaluate/hits.json")
     for key in ("top1", "calibrated_top1"):
         assert 100 * unpack(hits[key], 359).mean() == pytest.approx(metrics[key], abs=1e-4)
+
+
+def test_a_model_is_trained_with_its_own_settings(tmp_path, monkeypatch):
+    """None of another model's, and of the section's only those that it leaves as they are."""
+    own = {"lr": 0.007, "optimizer": "adamw", "clip_norm": 1e-9}
+    changes = {"models__other": {"name": "test_resnet"}, "pretrain__epochs": 1, "finetune__epochs": 1}
+    for stage in ("pretrain", "finetune"):
+        changes[f"{stage}__models"] = {"resnet": own, "other": {"lr": 0.5}}
+    params, job = smoke(tmp_path, monkeypatch, **changes), Job("resnet", "uniform", "w3a3", 0)
+    groups, norms = [], set()
+    optimizer, clip = Group.optimizer, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(Group, "optimizer", lambda group: groups.append((group.kind, group.lr)) or optimizer(group))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, norm: norms.add(norm) or clip(p, norm))
+    weights = pretrained(params)
+    assert groups == [("adamw", 0.007)] and norms == {1e-9}
+    sample(params, "resnet", "uniform", weights, tmp_path / "proxy")
+    search(params, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
+    groups.clear()
+    norms.clear()
+    finetune(params, job, weights, tmp_path / "search/policy.json", tmp_path / "finetune")
+    assert groups == [("adamw", 0.007), ("adam", 0.01)] and norms == {1e-9}
+    recorded = io.read_json(tmp_path / "finetune/provenance.json")["params"]["finetune"]
+    assert (recorded["lr"], recorded["optimizer"]) == (0.007, "adamw")
 
 
 @pytest.mark.parametrize("level", ["steps", "output", "norm"])

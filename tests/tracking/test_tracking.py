@@ -86,6 +86,8 @@ def points(store):
 
 def test_a_run_holds_a_job(tmp_path):
     params = prepare(tmp_path, models=("a", "b"))
+    own = params.finetune.model_copy(update={"models": {"a": {"lr": 0.03}}})
+    params = params.model_copy(update={"finetune": own})
     content = log(params, tmp_path)
     assert content == read_json(tmp_path / "mlflow.json")
     store = Store(params.mlflow.uri, "handmade")
@@ -108,7 +110,8 @@ def test_a_run_holds_a_job(tmp_path):
         assert run.data.metrics[key] == pytest.approx(float(row[key]))
     assert run.data.params["method"] == "seam"
     assert run.data.params["search.margin_weight"] == "None"
-    assert run.data.params["finetune.lr"] == "0.05"
+    assert run.data.params["finetune.lr"] == "0.03"
+    assert store.client.get_run(content["runs"]["b-near-w3a3-0"]).data.params["finetune.lr"] == "0.05"
     assert run.info.status == "FINISHED"
     inputs = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
     assert inputs["target"].name == "fashion_mnist"

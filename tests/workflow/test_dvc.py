@@ -54,6 +54,10 @@ CHANGES = {
         [("models.tiny", {"name": "test_resnet", "kwargs": {}}), ("grid.models", ["resnet", "tiny"])],
         {"pretrain tiny"} | policies(("sample", *REST), model="tiny") | END,
     ),
+    "another model's finetuning": (
+        [("models.tiny", {"name": "test_resnet"}), ("finetune.models", {"tiny": {"lr": 0.5}})],
+        set(),
+    ),
     "a search less": ([("grid.searches", ["seam-subset", "direct"])], END),
     "a locked layer": ([("models.resnet.lock", ["layer1.*=8/8"])], policies(REST) | END),
     "a latency table": ([("models.resnet.latency", "params.yaml")], policies(REST) | END),
@@ -62,8 +66,9 @@ CHANGES = {
         {"pretrain resnet"} | policies(("sample", *REST)) | END,
     ),
 }
-# It tracks a model's whole block.
+# It tracks a model's whole block, and a training's with what differs for each model.
 DVC_MORE = dict.fromkeys(("a locked layer", "a latency table"), {"pretrain resnet"} | policies(["sample"]))
+DVC_MORE["another model's finetuning"] = policies(("finetune", "evaluate")) | END
 
 
 @pytest.fixture(scope="module")
