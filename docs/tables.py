@@ -15,6 +15,7 @@ from seam.report.text import markdown
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BUDGETS = ("w6a6", "w5a5", "w4a4")
 NETWORKS = {"tf_efficientnet_lite0": "Lite0", "tf_efficientnet_lite1": "Lite1", "tf_efficientnet_lite2": "Lite2"}
+NETWORKS |= {"mobilenetv2": "MobileNetV2", "resnet18": "ResNet-18", "vit": "ViT-S"}
 PROXIES = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "": "–"}
 NOT_RUN = "–"
 RANKS = ("ranks", "ranks_pretrained")  # CSVs of rank correlations
@@ -199,7 +200,8 @@ def places_of_ranks(name: str = "ranks") -> list[tuple[str, str]]:
 
 
 def place_name(model: str, budget: str) -> str:
-    return f"{NETWORKS.get(model, model.split('/')[-1])} {budget}"
+    alias = model.split("/")[-1]  # of an experiment
+    return f"{NETWORKS.get(alias, alias)} {budget}"
 
 
 def scored(score: str) -> str:

@@ -122,7 +122,7 @@ class Proxy(_Frozen):
 class Training(_Frozen):
     """One supervised training run (pretrain or finetune): learning rates rise over 5 % of it, then fall by a cosine.
 
-    Transformers want AdamW, with learning rates of about a hundredth of SGD's.
+    Transformers want AdamW, with learning rates far below SGD's: 1e-5 to 1e-4.
     """
 
     epochs: Count  # passes over the images

@@ -159,7 +159,7 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
     assert ranks[3] == "| class margin | digits | -0.40 [-0.60, -0.10] | – | – | – |"
     assert choices[2] == "| `fit` | digits | 70.0 (100) | 71.0 (90) |"
     assert choices[3:] == ["| best of those drawn |  | 99.0 | 72.0 |"]
-    assert tables.place_name("pretrained/resnet18", "w3a3") == "resnet18 w3a3"
+    assert tables.place_name("pretrained/resnet18", "w3a3") == "ResNet-18 w3a3"
 
     # The other file of ranks: of each network the mean of its two foreign proxies, apart from the target's own images.
     (tmp_path / "ranks_pretrained.csv").write_text(
@@ -175,7 +175,7 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
         "pretrained/vit,w3a3,random,30\npretrained/vit,w3a3,random,40\n"
     )
     summary = tables.ranks_of_all().splitlines()
-    assert summary[0].startswith("| score | Lite0 w4a4 | Lite1 w4a4 | vit w3a3 | mean |")
+    assert summary[0].startswith("| score | Lite0 w4a4 | Lite1 w4a4 | ViT-S w3a3 | mean |")
     # (0.9 + 0.8 + 0.4) / 3, and (1 - 1 + 1) / 3 without its own; one network alone saw the target's images
     assert summary[2] == "| `fit` | 0.90 | 0.80 | 0.40 | 0.70 | 0.33 | – | 83 |"
     assert summary[3:] == [

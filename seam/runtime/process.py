@@ -49,9 +49,9 @@ def set_up(device: str, threads: int, seed: int) -> torch.device:
     if device == "auto":
         return join(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        probe = torch.zeros(1, device=device)
+        probe = torch.zeros(1, device=join(torch.device(device)))  # of several processes each on a GPU of its own
         probe.item()  # 'meta' and the like hold no numbers
-        return join(probe.device)
+        return probe.device
     except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SeamError(f"device: '{device}' cannot be used here ({reason}); use auto or cpu") from None
