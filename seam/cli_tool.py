@@ -157,8 +157,11 @@ def finetune(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate (SGD).", show_default="0.005 at batches of 64, in proportion at others"),
+        typer.Option(
+            help="Learning rate.", show_default="0.005 (adamw: 2e-5) at batches of 64, in proportion at others"
+        ),
     ] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd, or adamw for transformers.")] = "sgd",
     batch_norm: Annotated[str, typer.Option(help="Statistics: frozen, or updated (long training).")] = "frozen",
     distillation: Annotated[
         float,
@@ -186,6 +189,7 @@ def finetune(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
+        "optimizer": optimizer,
         "batch_norm": batch_norm,
         "distillation": distillation,
     }

@@ -12,7 +12,7 @@ from seam.errors import SeamError
 from seam.tool.images import input_size
 
 CALIBRATION_IMAGES = 256
-LR = 0.005  # of finetuning, at batches of 64
+LR = {"sgd": 0.005, "adamw": 2e-5}  # of finetuning, at batches of 64
 
 
 def file_mb(model: nn.Module, policy: Mapping[str, Any]) -> float:
@@ -93,6 +93,7 @@ def finetune(
     epochs: int = 1,
     batch_size: int = 64,
     lr: float | None = None,
+    optimizer: str = "sgd",
     step_lr: float = 1e-3,
     batch_norm: str = "frozen",
     distillation: float = 0.0,
@@ -104,10 +105,10 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Quantization-aware training of a quantized model, in place; returns the rows of its history.
 
-    The images' classes must be the model's (SeamError otherwise). `lr`: of SGD; by default 0.005 at batches of 64, and
-    in proportion at others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share of the
-    loss, 0 to 1, that is the distance to the full-precision `teacher`'s predictions. `resume`: checkpoint of an
-    interrupted run.
+    The images' classes must be the model's (SeamError otherwise). `optimizer`: of the weights, sgd, or adamw, which
+    suits transformers. `lr`: its learning rate; by default 0.005 (adamw: 2e-5) at batches of 64, and in proportion at
+    others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share of the loss, 0 to 1, that
+    is the distance to the full-precision `teacher`'s predictions. `resume`: checkpoint of an interrupted run.
     """
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
@@ -116,9 +117,10 @@ def finetune(
     from seam.training.supervised import train
 
     _check_classes(model, images)
-    lr = lr if lr is not None else LR * min(batch_size, len(images)) / 64
+    lr = lr if lr is not None else LR.get(optimizer, 1.0) * min(batch_size, len(images)) / 64
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "step_lr": step_lr, "augment": augment}
-    settings = checked(Finetune, {**given, "batch_norm": batch_norm, "distillation": distillation})
+    given |= {"optimizer": optimizer, "batch_norm": batch_norm, "distillation": distillation}
+    settings = checked(Finetune, given)
     if distillation and teacher is None:
         raise SeamError("distillation: give the full-precision model as teacher")
     place = set_up(device, torch.get_num_threads(), seed)

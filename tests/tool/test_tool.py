@@ -441,6 +441,19 @@ def test_input_size_is_timm_s(model):
     assert seam.input_size(model) == tuple(model.pretrained_cfg["input_size"])
 
 
+def test_each_optimizer_has_a_learning_rate_of_its_own(model):
+    images = seam.open_images(None, model, full_size=True)
+    images = images.subset(range(64))
+    greatest = {}
+    for optimizer in ("sgd", "adamw"):
+        quantized = seam.calibrate(seam.quantize(model, seam.search(model, images, method="uniform")), images)
+        history = seam.finetune(quantized, images, optimizer=optimizer, batch_size=16, epochs=2)
+        greatest[optimizer] = max(row["lr"] for row in history)
+    assert greatest == {"sgd": pytest.approx(0.005 / 4, rel=0.1), "adamw": pytest.approx(2e-5 / 4, rel=0.1)}
+    with pytest.raises(SeamError, match="optimizer: .*'sgd' or 'adamw'"):
+        seam.finetune(quantized, images, optimizer="adam")
+
+
 def test_distillation_needs_its_teacher(model, tmp_path):
     images = seam.open_images(None, model, full_size=True)
     quantized = seam.calibrate(seam.quantize(model, seam.search(model, images, method="uniform")), images)
