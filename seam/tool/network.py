@@ -118,7 +118,13 @@ def finetune(
 
     _check_classes(model, images)
     lr = lr if lr is not None else LR.get(optimizer, 1.0) * min(batch_size, len(images)) / 64
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "step_lr": step_lr, "augment": augment}
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "step_lr": step_lr,
+        "augment": augment,
+    }
     given |= {"optimizer": optimizer, "batch_norm": batch_norm, "distillation": distillation}
     settings = checked(Finetune, given)
     if distillation and teacher is None:
