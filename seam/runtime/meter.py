@@ -9,12 +9,22 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 _COUNTS = ("images", "forwards", "steps", "epochs")
+
+
+def _peak_kib() -> int:
+    """Most memory that this program held. Linux's ru_maxrss would be that of the program that started it, if more."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Meter:
@@ -108,7 +118,7 @@ class Meter:
         """Most memory held so far, in MB: of the GPU, else of the process."""
         if self._cuda:
             return self._cuda.max_memory_allocated(self.device) / 1e6
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        return _peak_kib() / 1e3
 
     def cost(self, **extra: Any) -> dict[str, Any]:
         """The content of cost.json. `seconds` counts from process start: imports, loading of kernels, solver included.
