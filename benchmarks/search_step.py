@@ -16,7 +16,6 @@ import contextlib
 import csv
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -50,6 +49,7 @@ def measure(case: str, kind: str, steps: int, threads: int, device: str = "cpu",
     from seam.quant.fused_activations import clamp_in_quantizers
     from seam.quant.kernels import use_kernels
     from seam.quant.mixture import Mixture
+    from seam.runtime.meter import Meter
     from seam.runtime.process import keep_memory
     from seam.search.joint import OWN
     from seam.search.training import parameter_groups
@@ -117,12 +117,7 @@ def measure(case: str, kind: str, steps: int, threads: int, device: str = "cpu",
         if i >= 2:  # the first steps allocate
             seconds.append(time.perf_counter() - start)
     stack.close()
-    peak = (
-        torch.cuda.max_memory_allocated() / 1e6
-        if x.is_cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    )
-    return {"seconds": seconds, "peak_mb": peak}
+    return {"seconds": seconds, "peak_mb": Meter(x.device).peak_memory_mb()}
 
 
 def limits(case: str, kind: str, threads: int) -> dict:

@@ -133,8 +133,8 @@ def parameters() -> str:
         if prefix == "search":
             text += "Each key may also stand in `searches.ALIAS`, for that search alone.\n\n"
         if prefix in ("pretrain", "finetune"):
-            text += "Each key but `threads`, `processes`, `nodes` and `kernels` may also stand in "
-            text += f"`{prefix}.models.ALIAS`, for that model alone.\n\n"
+            fixed = ", ".join(f"`{key}`" for key in params._OF_JOBS if key in block.model_fields)
+            text += f"Each key but {fixed} may also stand in `{prefix}.models.ALIAS`, for that model alone.\n\n"
         rows = [(f"`{key}`", *cells) for key, *cells in _rows(prefix, block)]
         text += table(("key", "type", "default", "range", "meaning", "stages"), rows)
         if prefix == "search":

@@ -375,7 +375,7 @@ def _check_trainings(params: Params, where: str) -> None:
             if alias not in params.models:
                 raise unknown("model alias", alias, params.models, f"{where}: {stage}.models")
             for name in _OF_JOBS:
-                if name in own:
+                if name in own and name in kind.model_fields:
                     raise SeamError(f"{where}: {key}.{name}: is the same for all models; give it as {stage}.{name}")
             try:
                 params.training(stage, alias)

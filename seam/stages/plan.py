@@ -10,7 +10,7 @@ data, and jobs that wait for each other's memory are not in it.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -100,7 +100,7 @@ def plan(params: Params, measured: Path | None = None) -> dict[str, Any]:
         "jobs": jobs,
         "core_hours": round(sum(job["core_hours"] for job in jobs), 3),
         "gpu_hours": round(sum(job["gpu_hours"] for job in jobs), 3),
-        "gigabytes": round(sum(job["gigabytes"] for job in jobs) + grid.checkpoints() / 1e9, 3),
+        "gigabytes": round(sum(job["gigabytes"] for job in jobs) + grid.checkpoints(kinds) / 1e9, 3),
         "speedup": _speedup(params, jobs),
     }
 
@@ -239,9 +239,9 @@ class Grid:
         """Bytes that jobs of a kind leave behind: weights, of a model or of each finetuned policy."""
         return kind.count * self.weights(kind.model) if kind.stage in ("pretrain", "finetune") else 0
 
-    def checkpoints(self) -> int:
+    def checkpoints(self, kinds: Iterable[Kind]) -> int:
         """Bytes of two checkpoints of the largest training: weights, and one number of SGD or two of AdamW for each."""
-        trained = ((kind.stage, kind.model) for kind in self.kinds() if kind.stage != "search" and kind.steps)
+        trained = ((kind.stage, kind.model) for kind in kinds if kind.stage != "search" and kind.steps)
         each = ((model, self.params.training(stage, model)) for stage, model in trained)
         return max((2 * self.weights(m) * (3 if t.optimizer == "adamw" else 2) for m, t in each), default=0)
 

@@ -79,6 +79,12 @@ PROXY = "searches.seam-subset.proxy"
         ("finetune.models", {"mobilenet": {"models": {}}}, ["finetune.models.mobilenet.models"]),
         ("pretrain.models", {"mobilenet": {"step_lr": 0.1}}, ["pretrain.models.mobilenet.step_lr"]),
         ("pretrain.models", {"mobilenet": {"threads": 1}}, ["pretrain.models.mobilenet.threads", "pretrain.threads"]),
+        ("pretrain.models", {"mobilenet": {"kernels": "eager"}}, ["pretrain.models.mobilenet.kernels", "unknown"]),
+        (
+            "finetune.models",
+            {"mobilenet": {"kernels": "eager"}},
+            ["finetune.models.mobilenet.kernels", "for all models"],
+        ),
         ("search.bits", [2, 3, 9], ["search.bits", "8"]),
         ("search.bits", [3, 2], ["search.bits", "ascending"]),
         (f"{PROXY}.fraction", 1.5, [f"{PROXY}.fraction", "1.5"]),
