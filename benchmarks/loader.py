@@ -1,13 +1,15 @@
-"""How fast images arrive, from folders and from tar archives, against what decoding alone allows; whether memory stays
-flat over an epoch of 1,000 classes, and an epoch that is resumed in its middle goes on with the same images.
+"""How fast images arrive, from folders, tar archives and WebDataset's shards, against the library WebDataset and what
+decoding alone allows; whether memory stays flat over an epoch of 1,000 classes, and an epoch that is resumed in its
+middle goes on with the same images.
 
     python benchmarks/loader.py PHOTOS [--copies 10] [--csv benchmarks/loader.csv]
 
 PHOTOS: a folder with one photograph for each of 1,000 classes (for example
 https://github.com/EliSchwartz/imagenet-sample-images). A tree of train/CLASS/ and val/CLASS/ is made of random parts of
-them, `--copies` a class, and packed into train.tar and val.tar. Images are taken as training takes them: a random
-resized crop to 224x224, and a flip. Images a core: per second of processor time, of all processes. Memory: what all
-processes hold that is theirs (proportional set size), after the first tenth of an epoch and at its end.
+them, `--copies` a class, and packed into train.tar and val.tar, and with WebDataset's writer into shards. Images are
+taken as training takes them: a random resized crop to 224x224, and a flip. Images a core: per second of processor time,
+of all processes. Memory: what all processes hold that is theirs (proportional set size), after the first tenth of an
+epoch and at its end.
 """
 
 import argparse
@@ -56,6 +58,22 @@ def pack(base: Path, packed: Path) -> None:
             file.add(base / split, ".")
 
 
+def shard(base: Path, packed: Path) -> None:
+    """Shards of 500 samples in a drawn order, as the library WebDataset writes them."""
+    import numpy as np
+    import webdataset
+
+    packed.mkdir(exist_ok=True)
+    for split in ("train", "val"):
+        classes = {name: i for i, name in enumerate(sorted(os.listdir(base / split)))}
+        files = [file for name in classes for file in sorted((base / split / name).iterdir())]
+        with webdataset.ShardWriter(f"{packed}/{split}-%04d.tar", maxcount=500, verbose=0) as writer:
+            for i in np.random.default_rng(0).permutation(len(files)):
+                name = files[i].parent.name
+                sample = {"__key__": f"{name}_{files[i].stem}", "jpg": files[i].read_bytes(), "cls": classes[name]}
+                writer.write(sample)
+
+
 def held() -> float:
     """MB of this process and its children."""
     total = 0
@@ -85,6 +103,26 @@ def epoch(images, workers: int) -> tuple[float, float, float, float]:
         if seen >= len(images) - 64 and not last:
             last = held()
     return time.perf_counter() - start, processor_seconds() - used, first, last
+
+
+class Streamed:
+    """Shards as the library WebDataset streams them: in their order, which a buffer of 1,000 samples mixes."""
+
+    def __init__(self, shards: list[Path], count: int):
+        self.shards, self.count = [str(path) for path in shards], count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, size: int, seed: int, augment: bool, workers: int):
+        import webdataset
+        from torchvision.transforms import v2
+
+        crop = v2.Compose([v2.RandomResizedCrop((224, 224)), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+        streams = webdataset.WebDataset(self.shards, shardshuffle=len(self.shards), seed=seed).shuffle(1000)
+        samples = streams.decode("pil").to_tuple("jpg", "cls").map_tuple(crop, int)
+        for x, y in webdataset.WebLoader(samples, batch_size=size, num_workers=workers):
+            yield x.float(), y
 
 
 def resumes(images) -> bool:
@@ -125,14 +163,16 @@ def main() -> None:
     from seam.runtime.meter import processor_name
 
     with tempfile.TemporaryDirectory() as place:
-        base, packed = Path(place, "folder"), Path(place, "packed")
-        tree(options.photos, base, options.copies)
-        pack(base, packed)
+        folders = {kind: Path(place, kind) for kind in ("folder", "tar", "shards")}
+        tree(options.photos, folders["folder"], options.copies)
+        pack(folders["folder"], folders["tar"])
+        shard(folders["folder"], folders["shards"])
         rows = []
-        sets = {kind: load("folder", place, "train", folder) for kind, folder in (("folder", base), ("tar", packed))}
+        sets = {kind: load("folder", place, "train", folder) for kind, folder in folders.items()}
         assert all(len(images.classes) == CLASSES == len(images.labels.unique()) for images in sets.values())
         assert all(resumes(images) for images in sets.values())
         paths = sets["folder"].paths
+        sets["WebDataset"] = Streamed(sorted(folders["shards"].glob("train-*.tar")), len(paths))
         alone = decoding(paths[:: max(1, len(paths) // 2000)])
         for workers in (0, 1, 2):
             taken = {kind: [] for kind in sets}

@@ -1,25 +1,40 @@
-"""Image files in tar archives, read in place: one large file instead of a million small ones, for shared disks.
+"""Image files in tar archives, read in place: a few large files instead of a million small ones, for shared disks.
 
     tar cf train.tar -C train . && tar cf val.tar -C val .
 
-What is random access in folders stays so (a subset is read without the rest), which formats that are streamed have not.
+Or WebDataset's shards, such as imagenet-train-0000.tar: there the files of a sample share a name, KEY.jpg and KEY.cls,
+the number of its class. What is random access in folders stays so (a subset is read without the rest), which the
+library WebDataset, made for streams, has not.
 """
 
 import contextlib
+import hashlib
+import io
 import os
+import re
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from seam.errors import SeamError
-from seam.runtime.progress import phase
+from seam.runtime.progress import progress
 
-_FORMAT = 1  # of the kept index
+_FORMAT = 2  # of the kept index
 _BLOCK = 512  # bytes; an archive ends with blocks of zeros
+_LABEL = ".cls"
+
+
+def split_archives(base: Path, split: str) -> tuple[Path, ...]:
+    """The archives of a split in a folder: SPLIT.tar, or else the shards that end with SPLIT and a number, by name."""
+    shard = re.compile(rf"(.*[-_.])?{split}[-_.]?\d+(-of-\d+)?\.tar")
+    whole = base / f"{split}.tar"
+    files = [whole] if whole.is_file() else base.iterdir() if base.is_dir() else []
+    return tuple(sorted(file for file in files if file == whole or shard.fullmatch(file.name) and file.is_file()))
 
 
 @dataclass(frozen=True)
@@ -49,85 +64,165 @@ class Member(str):
 
     def read(self) -> bytes:
         """Its bytes. SeamError where the archive is not the one that was indexed."""
-        return os.pread(_descriptor(self.archive), self.size, self.offset)
+        file = _opened(self.archive)
+        return os.pread(file.fileno(), self.size, self.offset)
 
 
-@cache
-def _descriptor(archive: Archive) -> int:
-    """Of an archive, open as long as the process; reading at an offset is safe in forks, too."""
-    file = os.open(archive.path, os.O_RDONLY)
-    about = os.fstat(file)
+@lru_cache(256)  # of a thousand shards not all may be open at a time
+def _opened(archive: Archive) -> io.FileIO:
+    """An archive, closed when no one has it any more; reading at an offset is safe in forks, too."""
+    file = io.FileIO(archive.path)
+    about = os.fstat(file.fileno())
     if (about.st_size, about.st_mtime_ns) != (archive.size, archive.mtime_ns):
-        os.close(file)
+        file.close()
         raise SeamError(f"{archive.path}: changed while it was in use; start again")
     return file
 
 
 class Index(NamedTuple):
-    """The images of an archive by class and name: classes, and for each image its class's number."""
+    """The images of a split by class and name: classes, and for each image its class's number among them."""
 
     classes: list[str]
     members: list[Member]
     labels: np.ndarray
 
 
-def read_index(path: Path, cache: Path) -> Index:
-    """The images CLASS/... of an archive, sorted as those of folders are.
+class _Image(NamedTuple):
+    """An image of an archive. place: what it is sorted by within its class; label: the class's name, or its number."""
 
-    Reading a million entries takes minutes, so the index is kept in the folder `cache`, until the archive changes.
-    Raises SeamError for what is no archive, is compressed, holds links, has a class without images, or was cut off.
+    label: str | int
+    place: tuple[str, str]
+    archive: int
+    name: str
+    offset: int
+    size: int
+
+
+def read_index(paths: Sequence[Path], kept: Path | None = None) -> Index:
+    """The images of a split's archives, sorted as those of folders are.
+
+    Classes are the folders CLASS/..., by name, or in WebDataset's shards 0 to the largest number in a .cls.
+
+    Args:
+        kept: file that keeps the index until an archive changes, since reading a million entries takes minutes.
+
+    Raises SeamError for what is no archive, is compressed, holds links, has a class without images or an image without
+    a class, or was cut off.
     """
     import torch
 
     from seam.io import load_tensors, save_tensors
 
-    about = os.stat(path)
-    archive = Archive(str(path), about.st_size, about.st_mtime_ns)
-    stamp = torch.tensor([_FORMAT, archive.size, archive.mtime_ns])
-    kept, found = cache / f"{path.name}.index.safetensors", None
-    with contextlib.suppress(SeamError, KeyError, ValueError):  # damaged: made again
-        tensors = load_tensors(kept) if kept.is_file() else {}
-        if tensors and torch.equal(tensors["stamp"], stamp):
-            names = tensors["names"].numpy().tobytes().decode(errors="surrogateescape").split("\0")
-            found = [(name, *place) for name, place in zip(names, tensors["places"].tolist(), strict=True)]
+    archives = [Archive(str(path), (about := os.stat(path)).st_size, about.st_mtime_ns) for path in paths]
+    state = repr((_FORMAT, [(path.name, a.size, a.mtime_ns) for path, a in zip(paths, archives, strict=True)]))
+    stamp, found = _bytes(hashlib.sha256(state.encode()).hexdigest()), None
+    if kept is not None and kept.is_file():
+        with contextlib.suppress(SeamError, KeyError, ValueError):  # damaged: made again
+            tensors = load_tensors(kept)
+            if torch.equal(tensors["stamp"], stamp):
+                found = [_text(tensors[key]).split("\0") for key in ("classes", "names")]
+                found += [tensors["places"].tolist(), tensors["labels"].numpy()]
     if found is None:
-        with phase(f"index {path.name}"):
-            found = _images(path)
-        text = "\0".join(name for name, *_ in found).encode(errors="surrogateescape")
-        tensors = {"names": torch.from_numpy(np.frombuffer(text, np.uint8).copy())}
-        tensors |= {"places": torch.tensor([place for _, *place in found]), "stamp": stamp}
+        found = _read(paths)
+        classes, names, places, labels = found
+        tensors = {"classes": _bytes("\0".join(classes)), "names": _bytes("\0".join(names)), "stamp": stamp}
+        tensors |= {"places": torch.tensor(places), "labels": torch.from_numpy(labels)}
         with contextlib.suppress(OSError):  # a shared data root may be read-only, or full
-            save_tensors(kept, tensors)
-    of_images = [name.split("/", 1)[0] for name, *_ in found]
-    classes = sorted({*of_images})
-    numbers = {name: i for i, name in enumerate(classes)}
-    return Index(classes, [Member(archive, *one) for one in found], np.array([numbers[c] for c in of_images], np.int64))
+            if kept is not None:
+                save_tensors(kept, tensors)
+    classes, names, places, labels = found
+    members = [Member(archives[i], name, *place) for name, (i, *place) in zip(names, places, strict=True)]
+    return Index(classes, members, labels)
 
 
-def _images(path: Path) -> list[tuple[str, int, int]]:
-    """(CLASS/..., offset, size) of an archive's images, by class, then by folder and name in it."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+def _bytes(text: str):
+    """Text, of names of any bytes, as a tensor."""
+    import torch
 
-    entries = _entries(path)
-    own = path.name.removesuffix(".tar")
-    if all(parts[0] == own for parts in entries) and any(place and len(parts) > 2 for parts, place in entries.items()):
+    return torch.from_numpy(np.frombuffer(text.encode(errors="surrogateescape"), np.uint8).copy())
+
+
+def _text(tensor) -> str:
+    return tensor.numpy().tobytes().decode(errors="surrogateescape")
+
+
+def _read(paths: Sequence[Path]) -> tuple[list[str], list[str], list[tuple[int, int, int]], np.ndarray]:
+    """Classes; name, (archive, offset, size) and class of each image, by class, then by folder and name."""
+    images: list[_Image] = []
+    folders: dict[str, Path] = {}
+    for number, path in enumerate(progress(paths, len(paths), f"index {paths[0].parent.name}")):
+        entries, numbers = _entries(path)
+        if numbers:
+            images += _samples(path, number, entries, numbers)
+        else:
+            here, own = _in_folders(path, number, entries)
+            images += here
+            folders |= dict.fromkeys(own, path)
+    if not images:
+        raise SeamError(f"{paths[0]}: no images in class folders (CLASS/NAME), and none with a KEY{_LABEL} beside it")
+    numbered = {isinstance(image.label, int) for image in images}
+    if len(numbered) > 1:
+        where = paths[0].parent
+        raise SeamError(f"{where}: some archives hold class folders, others WebDataset's samples; keep one form")
+    images.sort(key=lambda image: (image.label, *image.place, image.archive))
+    present = {image.label for image in images}
+    classes = [*range(images[-1].label + 1)] if numbered == {True} else sorted(present)
+    if empty := folders.keys() - present:
+        raise SeamError(f"{folders[min(empty)]}: no images in {min(empty)}/; add some or leave the folder out")
+    number_of = {name: i for i, name in enumerate(classes)}
+    places = [(image.archive, image.offset, image.size) for image in images]
+    labels = np.array([number_of[image.label] for image in images], dtype=np.int64)
+    return [str(name) for name in classes], [image.name for image in images], places, labels
+
+
+def _in_folders(path: Path, number: int, entries: dict) -> tuple[list[_Image], set[str]]:
+    """The images CLASS/... of an archive, and its class folders."""
+    own = {path.stem, *re.split(r"[^a-z]+", path.stem)}
+    first = {parts[0] for parts in entries}
+    if len(first) == 1 and first <= own and any(place and len(parts) > 2 for parts, place in entries.items()):
         entries = {parts[1:]: place for parts, place in entries.items() if parts[1:]}  # packed with its folder
     classes = {parts[0] for parts, place in entries.items() if (place is None or len(parts) > 1) and parts[0][0] != "."}
     images = [
-        ("/".join(parts), *place)
+        _Image(parts[0], os.path.split("/".join(parts)), number, "/".join(parts), *place)
         for parts, place in entries.items()
-        if place and len(parts) > 1 and parts[0] in classes and parts[-1].lower().endswith(IMG_EXTENSIONS)
+        if place and len(parts) > 1 and parts[0] in classes and _is_image(parts[-1])
     ]
-    if not images:
-        raise SeamError(f"{path}: no images in class folders (CLASS/NAME)")
-    if empty := classes - {name.split("/", 1)[0] for name, *_ in images}:
-        raise SeamError(f"{path}: no images in {min(empty)}/; add some or leave the folder out")
-    return sorted(images, key=lambda image: (image[0].split("/", 1)[0], *os.path.split(image[0])))
+    return images, classes
 
 
-def _entries(path: Path) -> dict[tuple[str, ...], tuple[int, int] | None]:
-    """Parts of a name -> (offset, size) of a file in an archive, the last of that name; None: a folder."""
+def _samples(path: Path, number: int, entries: dict, numbers: dict[str, bytes]) -> list[_Image]:
+    """The images of a WebDataset shard. A sample's key is its files' name up to the first dot."""
+    found: dict[str, _Image] = {}
+    for parts, place in entries.items():
+        name = "/".join(parts)
+        folder, file = os.path.split(name)
+        key = os.path.join(folder, file.partition(".")[0])
+        if not place or not _is_image(file):
+            continue
+        if key in found:
+            raise SeamError(f"{path}: {found[key].name} and {name} are of one sample; keep one of them")
+        if key not in numbers:
+            raise SeamError(f"{path}: {name} has no {os.path.basename(key)}{_LABEL} beside it, the number of its class")
+        label = numbers.pop(key).strip()
+        if not label.isdigit() or len(label) > 9:
+            raise SeamError(f"{path}: {key}{_LABEL} must hold the number of a class, from 0 on (found {label[:20]!r})")
+        found[key] = _Image(int(label), (folder, file), number, name, *place)
+    if numbers:
+        raise SeamError(f"{path}: {min(numbers)}{_LABEL} has no image of its name; remove it")
+    return [*found.values()]
+
+
+def _is_image(name: str) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _entries(path: Path) -> tuple[dict[tuple[str, ...], tuple[int, int] | None], dict[str, bytes]]:
+    """Parts of a name -> (offset, size) of a file in an archive, the last of that name; None: a folder. And key -> what
+    its .cls holds."""
     found: dict[tuple[str, ...], tuple[int, int] | None] = {}
+    numbers: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:") as file:
             for entry in file:
@@ -136,6 +231,8 @@ def _entries(path: Path) -> dict[tuple[str, ...], tuple[int, int] | None]:
                     raise SeamError(f"{path}: {entry.name} is a link; pack with tar --dereference --hard-dereference")
                 if parts and (entry.isreg() or entry.isdir()):
                     found[parts] = (entry.offset_data, entry.size) if entry.isreg() else None
+                    if entry.isreg() and parts[-1].endswith(_LABEL):
+                        numbers["/".join(parts).removesuffix(_LABEL)] = file.extractfile(entry).read(32)
                 file.members = []  # else tarfile keeps all of them
             end = file.offset
     except tarfile.TarError as error:
@@ -144,4 +241,4 @@ def _entries(path: Path) -> dict[tuple[str, ...], tuple[int, int] | None]:
         content.seek(end)
         if content.read(_BLOCK) != bytes(_BLOCK):
             raise SeamError(f"{path}: damaged or cut off at byte {end:,}; copy it again")
-    return found
+    return found, numbers

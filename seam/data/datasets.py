@@ -166,8 +166,8 @@ DATASETS: dict[str, DatasetInfo] = {
             counts=(1_281_167, 50_000),
             torchvision="ImageNet",
             test="val",
-            hint="train/ and val/ with one folder a class (n01440764, ...), or the archives "
-            "ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar "
+            hint="train/ and val/ with one folder a class (n01440764, ...), WebDataset's shards of them, or the "
+            "archives ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar "
             "(image-net.org, registration needed)",
         ),
         DatasetInfo(

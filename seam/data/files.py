@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seam.data.archives import Index, read_index
+from seam.data.archives import Index, read_index, split_archives
 from seam.data.datasets import DatasetInfo
 from seam.data.decode import file_size, is_deep, open_image, read_image, unreadable
 from seam.data.readers import SPLITS, Arrays, Files, Reader
@@ -21,15 +21,17 @@ UNLABELLED = "unlabelled"  # the class of images that lie in no class's folder
 LARGE_SIZE = (224, 224)  # what images of many sizes are cropped to unless told otherwise
 
 
-def class_folders(base: Path) -> dict[str, Path] | None:
-    """The folders of the two splits if `base` has train/ and test/ (or val/), or archives of them, else None."""
+def class_folders(base: Path) -> dict[str, Path | tuple[Path, ...]] | None:
+    """The folders of the two splits if `base` has train/ and test/ (or val/), or the archives of them, else None."""
 
-    def first(*names: str) -> Path | None:
-        folders = (base / name for name in names if (base / name).is_dir())
-        archives = (base / f"{name}.tar" for name in names if (base / f"{name}.tar").is_file())
-        return next(folders, None) or next(archives, None)
+    def first(*names: str) -> Path | tuple[Path, ...] | None:
+        for folder in (base / name for name in names):
+            if folder.is_dir():
+                shards = tuple(sorted(e for e in folder.glob("[!.]*.tar") if e.is_file()))
+                return shards if shards and not subfolders(folder) else folder
+        return next((found for name in names if (found := split_archives(base, name))), None)
 
-    train, test = first("train"), first("test", "val")
+    train, test = first("train"), first("test", "val", "validation")
     return {"train": train, "test": test} if train and test else None
 
 
@@ -37,10 +39,11 @@ class FilesReader(Reader):
     """Image files with their labels.
 
     Where all images have one small size, they are decoded once and kept as uint8 in `cache` (safetensors), under a name
-    that holds the hash of the listing: a changed folder is decoded anew.
+    that holds the hash of the listing: a changed folder is decoded anew. Without a `cache` they are read as they are
+    asked for.
     """
 
-    def __init__(self, base: Path, cache: Path, splits: dict[str, Files], classes: list[str], info: DatasetInfo):
+    def __init__(self, base: Path, cache: Path | None, splits: dict[str, Files], classes: list[str], info: DatasetInfo):
         self.base, self.cache, self.splits, self.classes = base, cache, splits, classes
         self._lines: dict[str, list[str]] = {}
         size, self.channels, self.deep = _inspect(splits["train"].paths, info.channels)
@@ -78,7 +81,7 @@ class FilesReader(Reader):
 
         from seam.io import load_tensors, save_tensors
 
-        if not self.small:
+        if not self.small or self.cache is None:
             return None
         path = self.cache / f"{split}-{self.listing([split])[:16]}.safetensors"
         labels = self.splits[split].labels
@@ -106,25 +109,41 @@ class FilesReader(Reader):
         return Arrays(pixels, labels)
 
 
-def folder_reader(info: DatasetInfo, base: Path, cache: Path) -> FilesReader:
-    """Reader of train/ and val/ (or test/), one folder a class; labels go by train/'s folders, sorted by name."""
+def folder_reader(info: DatasetInfo, base: Path, cache: Path | None) -> FilesReader:
+    """Reader of train/ and val/ (or test/), one folder a class, or of archives of them; labels go by train/'s folders,
+    sorted by name, or by the numbers that WebDataset's shards give.
+
+    cache: folder for the archives' indexes and decoded images; None: they are not kept.
+    """
     folders = class_folders(base)
     if folders is None:
         raise SeamError(f"{base}: must have the folders train/ and val/ (or test/), each with one folder a class")
-    indexes = {split: read_index(place, cache) for split, place in folders.items() if place.suffix == ".tar"}
-    own = {split: indexes[split].classes if split in indexes else subfolders(folders[split]) for split in SPLITS}
+    indexes, own = {}, {}
+    for split, place in folders.items():
+        if isinstance(place, tuple):
+            indexes[split] = read_index(place, cache and cache / f"{split}.index.safetensors")
+            own[split] = indexes[split].classes
+        else:
+            own[split] = subfolders(place)
     classes = own["train"]
     if not classes:
         raise SeamError(f"{folders['train']}: no class folders; put each class's images in a folder of its name")
+    names = {split: place if isinstance(place, Path) else place[0] for split, place in folders.items()}
     strangers = sorted(set(own["test"]) - set(classes))
     if strangers:
-        raise SeamError(f"{folders['test']}: classes that train/ has not: {', '.join(strangers[:10])}")
+        raise SeamError(f"{names['test']}: classes that train/ has not: {', '.join(strangers[:10])}")
     splits = {
-        split: _packed(indexes[split], classes) if split in indexes else list_images(folders[split], classes)
+        split: _packed(indexes[split], classes) if split in indexes else list_images(names[split], classes)
         for split in SPLITS
     }
     if not splits["test"].paths:
-        raise SeamError(f"{folders['test']}: no images in its class folders")
+        raise SeamError(f"{names['test']}: no images in its class folders")
+    counts = np.bincount(splits["train"].labels, minlength=len(classes))
+    if not counts.all():  # of numbered classes; a folder without images is refused before
+        raise SeamError(
+            f"{names['train']}: no images of class {classes[counts.argmin()]} of 0 to {classes[-1]}; classes count "
+            "from 0, and all shards must be there"
+        )
     return FilesReader(base, cache, splits, classes, info)
 
 

@@ -10,7 +10,7 @@ import torch
 from seam.data.datasets import DATASETS
 from seam.data.fetch import known, opened, parts
 from seam.data.file_sets import FileSet, prepare_as_trained
-from seam.data.files import UNLABELLED, folder_reader, list_images, subfolders, unlabelled_images
+from seam.data.files import UNLABELLED, class_folders, folder_reader, list_images, subfolders, unlabelled_images
 from seam.data.image_sets import ImageSet, TensorSet, luma, resize_pixels
 from seam.errors import SeamError
 
@@ -95,15 +95,15 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) -> FileSet:
     """The images of a user's own folder, one folder a class, normalised to mean 0.5 and deviation 0.25.
 
-    Of a folder with train/ and val/ or test/ those of the split; without train/ those of test/ or val/, whatever the
-    split; without these all that is there: class folders, or else images without classes, enough for calibration and
-    searches. Raises SeamError where there are no images, or a class has none.
+    Of a folder with train/ and val/ or test/, or archives of them, those of the split; without train/ those of test/ or
+    val/, whatever the split; without these all that is there: class folders, or else images without classes, enough for
+    calibration and searches. Raises SeamError where there are no images, or a class has none.
     """
     parts = [name for name in ("train", "val", "test") if (base / name).is_dir()]
     if split == "test" and {"val", "test"} <= {*parts}:
         print(f"{base}: has test/ and val/; taking test/", file=sys.stderr)
-    if "train" in parts:
-        reader = folder_reader(DATASETS["folder"], base, base)
+    if "train" in parts or class_folders(base):
+        reader = folder_reader(DATASETS["folder"], base, None)
         files, classes = reader.files(split), reader.classes
     else:
         if parts and split == "train":
@@ -114,7 +114,7 @@ def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) ->
         if not files.paths and (files := unlabelled_images(folder)).paths:
             classes = [UNLABELLED]
         if not files.paths:
-            packed = " (archives are read by the pipeline alone: unpack them)" if [*folder.glob("*.tar")] else ""
+            packed = " (archives are read as train.tar and val.tar)" if [*folder.glob("*.tar")] else ""
             raise SeamError(
                 f"{folder}: no images{packed}; put them in one folder a class, or in train/ and val/ with one folder a "
                 "class"

@@ -1,21 +1,25 @@
 """Tar archives of image files are read as the folders that they were made of."""
 
 import gzip
+import io
 import os
 import pickle
 import shutil
 import subprocess
 import tarfile
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
 
 from seam.data import archives
-from seam.data.archives import Archive, Member, read_index
+from seam.data.archives import Archive, Member, read_index, split_archives
 from seam.data.fetch import fetch
-from seam.data.loaders import load
+from seam.data.loaders import load, open_folder
 from seam.errors import SeamError
 
 LONG = "b/" + "long" * 40 + ".jpg"
@@ -45,6 +49,21 @@ def pack(folder, base, way="plain"):
         source = {"plain": ["-C", folder / split, "."], "named": ["-C", folder, split]}[way.split()[0]]
         kind = ["--format=posix"] if "posix" in way else []
         subprocess.run(["tar", *kind, "-cf", base / f"{split}.tar", *source], check=True)
+    return base
+
+
+def shards(folder, base, train="set-train", val="set-val"):
+    """WebDataset's shards of a folder's splits, as its own writer makes them, of four samples in a mixed order."""
+    for split, name in (("train", train), ("val", val)):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        files = [file for file in sorted((folder / split).rglob("*/*.*")) if not file.name.endswith("txt")]
+        classes = ["a", "a-b", "b", "train"]
+        np.random.default_rng(1).shuffle(files)
+        with webdataset.ShardWriter(str(base / f"{name}-%04d.tar"), maxcount=4, verbose=0) as writer:
+            for file in files:
+                key = file.relative_to(folder / split).with_suffix("")
+                sample = {"__key__": str(key), "cls": classes.index(key.parts[0]), "json": {"key": str(key)}}
+                writer.write({**sample, file.suffix[1:].lower(): file.read_bytes()})
     return base
 
 
@@ -92,24 +111,24 @@ def test_an_epoch_goes_on_in_its_middle_with_the_same_crops(folder, tmp_path, sk
 
 
 def test_the_index_is_kept_until_the_archive_changes(folder, tmp_path, monkeypatch):
-    packed, cache = pack(folder, tmp_path / "packed"), tmp_path / "cache"
-    cache.mkdir()
-    first = read_index(packed / "train.tar", cache)
+    packed, kept = pack(folder, tmp_path / "packed"), tmp_path / "index.safetensors"
+    first = read_index([packed / "train.tar"], kept)
     with monkeypatch.context() as patch:
         patch.setattr(archives, "_entries", lambda _: pytest.fail("read again"))
-        again = read_index(packed / "train.tar", cache)
+        again = read_index([packed / "train.tar"], kept)
     assert again.members == first.members and again.classes == first.classes
+    assert again.labels.tolist() == first.labels.tolist()
     assert [(m.offset, m.size) for m in again.members] == [(m.offset, m.size) for m in first.members]
     with tarfile.open(packed / "train.tar", "a") as file:
         file.add(folder / "train/a/1.jpg", "c/new.jpg")
         file.add(folder / "train/b/9.jpg", "./a/1.jpg")  # again: the last one counts, as in unpacking
-    changed = read_index(packed / "train.tar", cache)
+    changed = read_index([packed / "train.tar"], kept)
     assert changed.classes == ["a", "a-b", "b", "c", "train"] and len(changed.members) == len(first.members) + 1
     assert changed.members[0].read() == (folder / "train/b/9.jpg").read_bytes()
     with pytest.raises(SeamError, match="train.tar: changed while it was in use"):
         Member(Archive(changed.members[0].archive.path, 1, 1), "a/1.jpg", 0, 1).read()
-    (cache / "train.tar.index.safetensors").write_bytes(b"damaged")
-    assert read_index(packed / "train.tar", cache).members == changed.members
+    kept.write_bytes(b"damaged")
+    assert read_index([packed / "train.tar"], kept).members == changed.members
 
 
 def test_a_member_survives_pickling(tmp_path):
@@ -121,11 +140,11 @@ def test_damage_is_named(folder, tmp_path):
     packed, root = pack(folder, tmp_path / "packed"), tmp_path / "data"
     archive = packed / "train.tar"
     content = archive.read_bytes()
-    member = read_index(archive, tmp_path).members[0]
+    member = read_index([archive]).members[0]
     archive.write_bytes(content[: member.offset] + bytes(member.size) + content[member.offset + member.size :])
     with pytest.raises(SeamError, match=r"train\.tar/a/1\.jpg: corrupt, or not an image"):
         fetch("folder", root, packed)
-    second = read_index(packed / "val.tar", tmp_path).members[1]
+    second = read_index([packed / "val.tar"]).members[1]
     cuts = {
         len(content) // 2,
         second.offset - 512,
@@ -169,4 +188,108 @@ def test_folders_come_before_archives_and_names_may_be_of_any_bytes(folder, tmp_
     shutil.copy(folder / "train/a/1.jpg", odd)
     packed = pack(folder, tmp_path / "packed")
     for _ in range(2):
-        assert len(read_index(packed / "train.tar", tmp_path).members) == len(NAMES) + 1
+        assert len(read_index([packed / "train.tar"], tmp_path / "kept").members) == len(NAMES) + 1
+
+
+@pytest.fixture
+def visible(folder):
+    """As `folder`, without hidden files: WebDataset knows none."""
+    for split in ("train", "val"):
+        (folder / split / "b/.hidden.jpg").unlink()
+        shutil.rmtree(folder / split / ".hidden")
+    return folder
+
+
+@pytest.mark.parametrize("names", [("set-train", "set-val"), ("train/a", "validation/a")])
+def test_shards_of_webdataset_are_read_as_the_folders_that_they_were_made_of(visible, tmp_path, names):
+    packed, root = shards(visible, tmp_path / "packed", *names), tmp_path / "data"
+    one, other = fetch("folder", root, visible), fetch("folder", root, packed)
+    for key in ("train", "test", "mean", "std", "channels", "image_size"):
+        assert one[key] == other[key]
+    assert other["classes"] == ["0", "1", "2", "3"] and other["train"]["per_class"] == [2, 1, 3, 1]
+    for _ in range(2):  # the second time from the kept index
+        for split in ("train", "test", "all"):
+            (x, labels, _), (y, others, _) = (batches(b, root, split=split) for b in (visible, packed))
+            assert torch.equal(x, y) and torch.equal(labels, others)
+    paths = sorted(map(str, packed.glob(f"{names[0]}-*.tar")))
+    assert len(paths) == 2
+    read = {sample["__key__"]: sample for sample in webdataset.WebDataset(paths, shardshuffle=False)}
+    for member, label in zip(*(index := read_index([*map(Path, paths)]))[1:], strict=True):
+        key = os.path.relpath(member, packed).split(".tar/")[1].partition(".")[0]
+        assert member.read() in read[key].values() and int(read[key]["cls"]) == label
+    assert index.classes == ["0", "1", "2", "3"]
+
+
+def test_the_tool_reads_archives_and_leaves_nothing_beside_them(visible, tmp_path):
+    packed = shards(visible, tmp_path / "packed")
+    there = sorted(packed.iterdir())
+    for split in ("train", "test"):
+        one, other = (open_folder(base, split, (24, 32), 3) for base in (visible, packed))
+        (x, labels), (y, others) = (next(iter(images.batches(len(one)))) for images in (one, other))
+        assert torch.equal(x, y) and torch.equal(labels, others) and len(one) == len(other) == 7
+    assert sorted(packed.iterdir()) == there
+
+
+def test_class_folders_may_lie_in_several_archives(visible, tmp_path):
+    packed, root = tmp_path / "packed", tmp_path / "data"
+    packed.mkdir()
+    for split in ("train", "val"):
+        for i, classes in enumerate([["a", "train"], ["b", "a-b"]]):
+            file = packed / f"{split}-{i}-of-2.tar"
+            subprocess.run(["tar", "-cf", file, "-C", visible / split, *classes], check=True)
+    (x, labels, classes), (y, others, names) = (batches(b, root) for b in (visible, packed))
+    assert torch.equal(x, y) and torch.equal(labels, others) and classes == names
+
+
+def test_which_archives_belong_to_a_split(tmp_path):
+    others = (
+        "train.tar.gz",
+        "trainer-0.tar",
+        "ILSVRC2012_img_train.tar",
+        "constrain-0.tar",
+        "val-0.tar",
+        "train-x.tar",
+    )
+    found = ("train-0.tar", "train_1.tar", "train2.tar", "set.train-00003-of-00004.tar", "imagenet1k-train-0004.tar")
+    for name in (*others, *found):
+        (tmp_path / name).touch()
+    (tmp_path / "train-9.tar").mkdir()
+    assert split_archives(tmp_path, "train") == tuple(tmp_path / name for name in sorted(found))
+    (tmp_path / "train.tar").touch()
+    assert split_archives(tmp_path, "train") == (tmp_path / "train.tar",)
+    assert split_archives(tmp_path / "none", "train") == ()
+
+
+def test_of_many_shards_few_are_open(visible, tmp_path, monkeypatch):
+    paths = [*shards(visible, tmp_path / "packed").glob("*-train-*.tar")]
+    monkeypatch.setattr(archives, "_opened", few := lru_cache(1)(archives._opened.__wrapped__))
+    opened = len(os.listdir("/proc/self/fd"))
+    members = read_index(paths).members
+    assert [len(member.read()) for member in members] == [member.size for member in members]
+    assert len(os.listdir("/proc/self/fd")) == opened + 1 and few.cache_info().misses > 1
+
+
+WRONG = {
+    "x.jpg has no x.cls beside it, the number of its class": {"x.jpg": b"", "y.cls": b"1"},
+    "y.cls has no image of its name; remove it": {"x.jpg": b"", "x.cls": b"1", "y.cls": b"1", "y.txt": b""},
+    "x.jpg and x.png are of one sample; keep one of them": {"x.jpg": b"", "x.png": b"", "x.cls": b"1"},
+    r"x.cls must hold the number of a class, from 0 on \(found b'tench'\)": {"x.jpg": b"", "x.cls": b"tench\n"},
+    "some archives hold class folders, others WebDataset's samples": {"a/x.jpg": b""},
+    r"no images in class folders \(CLASS/NAME\), and none with a KEY.cls beside it": {"x.jpg": b""},
+    "no images of class 1 of 0 to 2; classes count from 0, and all shards must be there": {"x.jpg": b"", "x.cls": b"2"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_what_a_shard_lacks_is_named(tmp_path, message):
+    good = {"0.jpg": b"", "0.cls": b"0"}
+    for name, files in (("train-0", good), ("train-1", WRONG[message]), ("val-0", good)):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for file, content in files.items():
+                info = tarfile.TarInfo(file)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    if "KEY" in message:
+        (tmp_path / "train-0.tar").unlink()
+    with pytest.raises(SeamError, match=rf"(train-[01]\.tar|{tmp_path}): .*{message}"):
+        fetch("folder", tmp_path / "data", tmp_path)
