@@ -23,15 +23,17 @@ it, and the scores. A run goes on with the rows that are missing.
 import argparse
 import copy
 import csv
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from transfer import BITS, CALIBRATION, photographs, resumable
 
 from seam.runtime.cores import available_cores, limit_threads
 
-METHODS = ("jacobian", "fit", "hawq", "sqnr", "sensitivity", "sensitivity kl", "seam", "limpq")
+METHODS = ("jacobian", "jacobian_fit", "fit", "hawq", "sqnr", "sensitivity", "sensitivity kl", "seam", "limpq")
 TRAINED = ("seam", "limpq")  # on 512 labelled images of a proxy; the others look at 128, without labels
 BUDGETED = ("seam",)  # its preferences are those at one budget
 WHOLE = ("features moved", "class margin")
@@ -83,61 +85,117 @@ def statistics(scores, top1, loss, chosen: float | None = None) -> tuple:
     return (len(scores), *(round(value, 3) for value in correlations), "" if chosen is None else chosen, below, text)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+class Subject(NamedTuple):
+    """The network whose policies are ranked. images: proxy's name, count -> its images."""
+
+    name: str
+    model: Any
+    layers: Sequence[Any]
+    calibration: Any
+    judged: Any
+    proxies: Sequence[str]
+    images: Callable[[str, int], Any]
+
+    @property
+    def names(self) -> list[str]:
+        return [layer.name for layer in self.layers if not layer.fixed]
+
+    def quantized(self, bits: Sequence[tuple[int, int]], images):
+        """The network at a policy, its steps calibrated on images."""
+        from seam.quant.apply import calibrate, quantize
+
+        given = {layer.name: layer.fixed_bits for layer in self.layers if layer.fixed}
+        net = quantize(copy.deepcopy(self.model), given | dict(zip(self.names, bits, strict=True)), self.layers)
+        calibrate(net, [next(iter(images.batches(len(images), seed=0)))])
+        return net
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What says which network, and which policies of it."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("weights", type=Path, nargs="?")
     parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--experiment", type=Path, help="its parameters; --model is then one of theirs")
     parser.add_argument("--model", default="tf_efficientnet_lite0")
     parser.add_argument("--policies", type=Path, default=Path("benchmarks/ranks_policies.csv"))
-    parser.add_argument("--csv", type=Path, default=Path("benchmarks/ranks.csv"))
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--budgets", default="w4a4")
-    parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--methods", default=",".join((*METHODS, *WHOLE)))
     parser.add_argument("--threads", type=int, default=available_cores())
+    return parser
+
+
+def subject(options: argparse.Namespace) -> Subject:
+    from seam import tool
+    from seam.data.sampling import sample_indices
+    from seam.experiment.params import load_params
+    from seam.models.build import build
+    from seam.models.find import find_layers
+    from seam.settings import Model
+    from seam.stages.target import Target, locked_layers
+
+    if bool(options.experiment) == bool(options.photos) or options.experiment and options.weights:
+        raise SystemExit("give WEIGHTS and PHOTOS, or --experiment")
+    name = options.model
+    if options.experiment:
+        target = Target(load_params(options.experiment), name)
+        model = target.network(Path(target.params.results) / "models" / name / "fp.safetensors")
+        own, side, data_root = target.images(model, "train"), target.size[-1], target.params.data_root
+        calibration, judged = own.balanced(CALIBRATION), target.images(model, "test", options.images)
+        layers = locked_layers(target.params, name, find_layers(model, target.size))
+        name, proxies = f"{target.params.name}/{name}", EXPERIMENT_PROXIES
+    else:
+        model = build(Model(name=name, weights=str(options.weights)), None, 3)
+        input_size, side, data_root, proxies = model.pretrained_cfg["input_size"], 64, options.data_root, PROXIES
+        photos = photographs(options.photos, model, input_size[-1])
+        calibration = photos.subset(range(CALIBRATION))
+        judged = photos.subset(range(CALIBRATION, min(CALIBRATION + options.images, len(photos))))
+        layers = find_layers(model, input_size)
+
+    def images(proxy: str, count: int):
+        if proxy == "photographs":
+            return photographs(options.photos, model, side).subset(range(count))
+        if proxy == "target":
+            return own.balanced(count)
+        found = tool.open_images(proxy, model, image_size=side, data_root=data_root)
+        return found.subset(sample_indices(found.labels.numpy(), count, "balanced", 0))
+
+    return Subject(name, model, layers, calibration, judged, proxies, images)
+
+
+def drawn(path: Path, name: str, spec: str, count: int):
+    """The first `count` policies that were drawn, [P, L, 2] places in BITS; their top-1 and their cross-entropy."""
+    import numpy as np
+
+    found = [row for row in rows_of(path, model=name, budget=spec) if row["kind"] != "chosen"]
+    found = [row for row in found if int(row["policy"]) < count]
+    pairs = [[pair.split("/") for pair in row["bits"].split()] for row in found]
+    places = np.array([[[BITS.index(int(bits)) for bits in pair] for pair in policy] for policy in pairs])
+    return places, *(np.array([float(row[key]) for row in found]) for key in ("top1", "cross_entropy"))
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, default=Path("benchmarks/ranks.csv"))
+    parser.add_argument("--count", type=int, default=48)
+    parser.add_argument("--methods", default=",".join((*METHODS, *WHOLE)))
     options = parser.parse_args()
     limit_threads(options.threads)
     import numpy as np
     import torch
     import torch.nn.functional as F
 
-    from seam import tool
-    from seam.data.sampling import sample_indices
-    from seam.experiment.params import load_params
-    from seam.models.build import build
     from seam.models.features import extract_features
-    from seam.models.find import find_layers
     from seam.policy.budget import parse_budget
-    from seam.quant.apply import calibrate, quantize
     from seam.runtime.meter import Meter, processor_name
     from seam.search.interface import load_method
     from seam.search.problem import prepare, solve
-    from seam.settings import Model, SearchSettings
-    from seam.stages.target import Target, locked_layers
+    from seam.settings import SearchSettings
     from seam.training.evaluate import evaluate
     from seam.training.margin import class_margin
 
-    if bool(options.experiment) == bool(options.photos) or options.experiment and options.weights:
-        parser.error("give WEIGHTS and PHOTOS, or --experiment")
-    device, name = torch.device("cpu"), options.model
-    if options.experiment:
-        target = Target(load_params(options.experiment), name)
-        model = target.network(Path(target.params.results) / "models" / name / "fp.safetensors")
-        own, input_size, proxies = target.images(model, "train"), target.size, EXPERIMENT_PROXIES
-        calibration, judged = own.balanced(CALIBRATION), target.images(model, "test", options.images)
-        side, data_root = input_size[-1], target.params.data_root
-        layers = locked_layers(target.params, name, find_layers(model, input_size))
-        name = f"{target.params.name}/{name}"
-    else:
-        model = build(Model(name=name, weights=str(options.weights)), None, 3)
-        input_size, proxies, side, data_root = model.pretrained_cfg["input_size"], PROXIES, 64, options.data_root
-        photos = photographs(options.photos, model, input_size[-1])
-        calibration = photos.subset(range(CALIBRATION))
-        judged = photos.subset(range(CALIBRATION, min(CALIBRATION + options.images, len(photos))))
-        layers = find_layers(model, input_size)
-    names = [layer.name for layer in layers if not layer.fixed]
+    ranked, device = subject(options), torch.device("cpu")
+    name, model, layers, _, judged, proxies, proxy_images = ranked
     machine = f"{processor_name()}, {options.threads} threads"
     policies_done, add_policy = resumable(options.policies, POLICY_COLUMNS, keys=3)
     scores_done, add_scores = resumable(options.csv, COLUMNS, keys=4)
@@ -146,14 +204,6 @@ def main() -> None:
     for path, key, value in ((options.policies, "images", len(judged)), (options.csv, "policies", options.count)):
         if others := {row[key] for row in rows_of(path, model=name)} - {str(value)}:
             raise SystemExit(f"{path}: its rows of {name} are of {', '.join(others)} {key}, not {value}")
-
-    def proxy_images(proxy: str, count: int):
-        if proxy == "photographs":
-            return photographs(options.photos, model, side).subset(range(count))
-        if proxy == "target":
-            return own.balanced(count)
-        images = tool.open_images(proxy, model, image_size=side, data_root=data_root)
-        return images.subset(sample_indices(images.labels.numpy(), count, "balanced", 0))
 
     @cache
     def table_of(search: str, proxy: str, spec: str):
@@ -178,17 +228,10 @@ def main() -> None:
         found, problem, table = table_of(search, proxy, budgets[0])
         return found, replace(problem, budgets=[parse_budget(spec, layers, BITS)]), table
 
-    def quantized(bits: list[tuple[int, int]], images):
-        """The network at a policy, its steps calibrated on images."""
-        given = {layer.name: layer.fixed_bits for layer in layers if layer.fixed} | dict(zip(names, bits, strict=True))
-        net = quantize(copy.deepcopy(model), given, layers)
-        calibrate(net, [next(iter(images.batches(len(images), seed=0)))])
-        return net
-
     def judge(spec: str, policy: str, kind: str, bits: list[tuple[int, int]]) -> None:
         if (name, spec, policy) in policies_done:
             return
-        measured = evaluate(quantized(bits, calibration), judged, 50, device)
+        measured = evaluate(ranked.quantized(bits, ranked.calibration), judged, 50, device)
         result = (round(measured["top1"], 2), measured["loss"], len(judged), machine)
         add_policy(name, spec, policy, kind, *result, " ".join(f"{w}/{a}" for w, a in bits))
 
@@ -197,7 +240,7 @@ def main() -> None:
         images, found = proxy_images(proxy, 128), {score: [] for score in WHOLE}
         wanted = F.normalize(extract_features(model, images.batches(64))[0], dim=1)
         for bits in policies:
-            features, labels = extract_features(quantized(bits, images), images.batches(64))
+            features, labels = extract_features(ranked.quantized(bits, images), images.batches(64))
             moved = (F.normalize(features, dim=1) - wanted).square().sum(1).mean()
             found["features moved"].append(-moved.item())
             found["class margin"].append(class_margin(features, labels))
@@ -207,11 +250,8 @@ def main() -> None:
         for number in range(options.count):
             if (name, spec, str(number)) not in policies_done:
                 judge(spec, str(number), *draw(number, partial(searched, proxy="digits", spec=spec)))
-        drawn = [row for row in rows_of(options.policies, model=name, budget=spec) if row["kind"] != "chosen"]
-        drawn = [row for row in drawn if int(row["policy"]) < options.count]
-        policies = [[tuple(int(b) for b in pair.split("/")) for pair in row["bits"].split()] for row in drawn]
-        top1, loss = (np.array([float(row[key]) for row in drawn]) for key in ("top1", "cross_entropy"))
-        places = np.array([[[BITS.index(b) for b in pair] for pair in policy] for policy in policies])
+        places, top1, loss = drawn(options.policies, name, spec, options.count)
+        policies = [[(BITS[w], BITS[a]) for w, a in policy] for policy in places]
 
         for proxy in proxies:
             # One photograph of a class teaches no class, and has no margin.
