@@ -23,10 +23,11 @@ from torch import Tensor
 from seam.models.shared_inputs import weight_parameter
 from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
-from seam.search.tensors import Watched, check_unchanged, counts, falling, watch_tensors
+from seam.search.tensors import View, Watched, check_unchanged, falling, negated, view
 
 DATA = True
 QUANTIZERS = False  # their errors are taken here, at steps of their own
+OPTIONS = ("images", "draws")
 IMAGES = 128
 DRAWS = 4
 BATCH = 16
@@ -37,7 +38,7 @@ Traces = Callable[[Tensor, Sequence[Tensor], int, torch.Generator], Tensor]
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the expected divergence of each layer's (weight bits, activation bits)."""
-    return trace_times_error(problem, fisher_traces, "fit")
+    return negated(trace_times_error(problem, view(problem, OPTIONS, IMAGES, DRAWS), fisher_traces, "fit"))
 
 
 def fisher_traces(logits: Tensor, tensors: Sequence[Tensor], draws: int, noise: torch.Generator) -> Tensor:
@@ -52,17 +53,12 @@ def fisher_traces(logits: Tensor, tensors: Sequence[Tensor], draws: int, noise: 
     return total
 
 
-def trace_times_error(problem: Problem, traces: Traces, label: str) -> np.ndarray:
-    """[L, B, B] minus the sum of both tensors' trace of curvature x mean squared error.
+def trace_times_error(problem: Problem, seen: View, traces: Traces, label: str) -> np.ndarray:
+    """[2, L, B] trace of curvature x mean squared error of each layer's weight and input at each bit-width.
 
     A tensor that several layers read counts with its first layer; its trace is the sum of those by way of each.
     """
-    model = problem.model.eval().requires_grad_(False)
-    draws, count = counts(problem.settings.options, ("images", "draws"), IMAGES, DRAWS)
-    count = min(count, len(problem.images))
-    x, _ = next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))
-    with problem.meter.part("setup"):
-        watched = watch_tensors(problem, x)
+    x, _, draws, watched = seen
     layers, width = list(watched.values()), len(problem.settings.bits)
     weights = [weight_parameter(one.layer).requires_grad_() for one in layers]
     seeds = np.random.default_rng(problem.seed).integers(2**32, size=len(x)).tolist()
@@ -73,7 +69,7 @@ def trace_times_error(problem: Problem, traces: Traces, label: str) -> np.ndarra
         batch, seed = job
         noise = torch.Generator(x.device).manual_seed(seed)
         with torch.enable_grad():
-            logits = model(batch).float()
+            logits = problem.model(batch).float()
             reads = [(one.group, read) for one in layers for read in one.reads]
             found = traces(logits, [*weights, *(read for _, read in reads)], draws, noise)
         check_unchanged(watched)
@@ -88,13 +84,12 @@ def trace_times_error(problem: Problem, traces: Traces, label: str) -> np.ndarra
     with problem.meter.part("sensitivity"):
         like = torch.zeros(len(layers), 3 + width, dtype=torch.float64, device=x.device)
         of_weights, of_inputs, elements, *squares = share_out(batches, sums, like, label).unbind(1)
-    problem.meter.look(count, forwards=1 + 2 * draws + width)
+    problem.meter.look(len(x), forwards=1 + 2 * draws + width)
     inputs = torch.stack(squares, dim=1) / elements.clamp(min=1)[:, None]
     own = torch.stack([torch.stack([error.double().square().mean() for error in one.errors]) for one in layers])
-    traced = torch.stack([of_weights, of_inputs]).clamp(min=0) / (count * draws)
+    traced = torch.stack([of_weights, of_inputs]).clamp(min=0) / (len(x) * draws)
     errors = traced[:, :, None] * torch.stack([own, inputs])
-    errors = np.apply_along_axis(falling, 2, errors.cpu().numpy())
-    return -(errors[0][:, :, None] + errors[1][:, None, :])
+    return np.apply_along_axis(falling, 2, errors.cpu().numpy())
 
 
 @torch.no_grad()

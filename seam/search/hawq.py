@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from seam.search.fit import trace_times_error
+from seam.search.fit import DRAWS, OPTIONS, trace_times_error
 from seam.search.problem import Problem
+from seam.search.tensors import negated, view
 
 DATA = True
 QUANTIZERS = False  # their errors are taken where those of `fit` are
@@ -34,7 +35,8 @@ IMAGES = 128
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the loss to be expected from each layer's (weight bits, activation bits)."""
     with _TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):
-        return trace_times_error(problem, hessian_traces, "hawq")
+        seen = view(problem, OPTIONS, IMAGES, DRAWS)
+        return negated(trace_times_error(problem, seen, hessian_traces, "hawq"))
 
 
 class _TwiceDifferentiable(TorchFunctionMode):

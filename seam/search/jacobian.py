@@ -36,7 +36,7 @@ from seam.models.find import classifier_layer
 from seam.models.shared_inputs import watch
 from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
-from seam.search.tensors import Watched, check_unchanged, counts, falling, watch_tensors
+from seam.search.tensors import View, Watched, check_unchanged, falling, negated, view
 
 DATA = True
 QUANTIZERS = False  # their errors are taken here, at steps of their own
@@ -48,19 +48,20 @@ BATCH = 16
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the error of the features, to first order, of each layer's (weight bits, activation bits)."""
-    settings, model = problem.settings, problem.model.eval().requires_grad_(False)
-    draws, count = counts(settings.options, OPTIONS, IMAGES, DRAWS)
-    count = min(count, len(problem.images))
-    x, labels = next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))
+    return negated(feature_errors(problem, view(problem, OPTIONS, IMAGES, DRAWS)))
+
+
+def feature_errors(problem: Problem, seen: View) -> np.ndarray:
+    """[2, L, B] how far, to first order, each layer's weight and input at each bit-width move the features, squared."""
+    settings, (x, labels, draws, watched) = problem.settings, seen
     with problem.meter.part("setup"):
         across = _across(problem, x, labels)
-        watched = watch_tensors(problem, x)
     noise = torch.Generator(problem.device).manual_seed(problem.seed)
     batches = [(part, _directions(problem, len(part), draws, across, noise)) for part in x.split(BATCH)]
     errors = torch.zeros(2, len(watched), len(settings.bits), dtype=torch.float64, device=problem.device)
 
     def squares(batch: tuple[Tensor, Tensor]) -> Tensor:
-        _propagate(model, *batch, watched)
+        _propagate(problem.model, *batch, watched)
         found = _squares(watched, len(batch[0]))
         for one in watched.values():
             one.forget()
@@ -69,10 +70,9 @@ def preferences(problem: Problem) -> np.ndarray:
     with problem.meter.part("sensitivity"):
         errors = share_out(batches, squares, errors, "jacobian")
     # A forward pass; a backward pass without gradients of weights for each draw; all layers for each bit-width.
-    problem.meter.look(count, forwards=1 + draws + len(settings.bits))
+    problem.meter.look(len(x), forwards=1 + draws + len(settings.bits))
     # More bits are never worse; where estimates say so it is noise.
-    errors = np.apply_along_axis(falling, 2, errors.cpu().numpy() / (count * draws))
-    return -(errors[0][:, :, None] + errors[1][:, None, :])
+    return np.apply_along_axis(falling, 2, errors.cpu().numpy() / (len(x) * draws))
 
 
 def _across(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:

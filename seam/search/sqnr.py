@@ -19,7 +19,7 @@ from torch import Tensor
 from seam.models.shared_inputs import watch
 from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
-from seam.search.tensors import counts, falling, watch_tensors
+from seam.search.tensors import falling, negated, view
 
 DATA = True
 QUANTIZERS = False  # their errors are taken here, at steps of their own
@@ -30,12 +30,7 @@ BATCH = 16
 @torch.no_grad()
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the noise, as a share of the signal, of each layer's weight and input at their bit-widths."""
-    model = problem.model.eval()
-    _, count = counts(problem.settings.options, ("images",), IMAGES, 1)
-    count = min(count, len(problem.images))
-    x, _ = next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))
-    with problem.meter.part("setup"):
-        watched = watch_tensors(problem, x)
+    x, _, _, watched = view(problem, ("images",), IMAGES, 1)
     width = len(problem.settings.bits)
     places = {name: i for i, (name, one) in enumerate(watched.items()) if one.group == i}  # first of those that share
     like = torch.zeros(len(watched), width + 1, dtype=torch.float64, device=x.device)
@@ -48,18 +43,18 @@ def preferences(problem: Problem) -> np.ndarray:
             errors = (watched[name].inputs.error(read, b) for b in range(width))
             found[places[name]] += _squares(itertools.chain(errors, [read]))
 
-        with watch(model, places, add):
-            model(batch)
+        with watch(problem.model, places, add):
+            problem.model(batch)
         return found
 
     with problem.meter.part("sensitivity"):
         of_inputs = share_out(x.split(BATCH), sums, like, "sqnr")
-    problem.meter.look(count, forwards=1 + width)
+    problem.meter.look(len(x), forwards=1 + width)
     of_weights = torch.stack([_squares([*one.errors, one.layer.weight]) for one in watched.values()])
     squares = torch.stack([of_weights, of_inputs])
     errors = squares[:, :, :width] / squares[:, :, width:].clamp(min=1e-30)
     errors = np.apply_along_axis(falling, 2, errors.cpu().numpy())
-    return -(errors[0][:, :, None] + errors[1][:, None, :])
+    return negated(errors)
 
 
 def _squares(tensors: Iterable[Tensor]) -> Tensor:

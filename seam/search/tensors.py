@@ -3,7 +3,7 @@ each bit-width, and what layers read in a forward pass, with its gradients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,26 @@ class Watched:
             weight.data, self.layer.bias = whole, bias
 
 
+class View(NamedTuple):
+    """What a training-free method looks at: images x and their labels, so many draws for each, the searched tensors."""
+
+    x: Tensor
+    labels: Tensor
+    draws: int
+    watched: dict[str, Watched]
+
+
+def view(problem: Problem, known: Sequence[str], images: int, draws: int) -> View:
+    """Make the network ready and take the images; `images` and `draws` are what counts without options, and `known` all
+    options that the method has."""
+    problem.model.eval().requires_grad_(False)
+    draws, count = counts(problem.settings.options, known, images, draws)
+    count = min(count, len(problem.images))
+    x, labels = next(iter(problem.images.batches(count, seed=problem.seed, device=problem.device)))
+    with problem.meter.part("setup"):
+        return View(x, labels, draws, watch_tensors(problem, x))
+
+
 def watch_tensors(problem: Problem, x: Tensor) -> dict[str, Watched]:
     """Prepare the L searched layers, by name: steps are set from the weights and from the inputs that images x give."""
     names, groups, bits = problem.names, problem.groups, problem.settings.bits
@@ -108,6 +128,11 @@ def watch_tensors(problem: Problem, x: Tensor) -> dict[str, Watched]:
         watched[name] = Watched(layer, errors, inputs, first)
         attach(layer, None, watched[name].read, name in functional)
     return watched
+
+
+def negated(errors: np.ndarray) -> np.ndarray:
+    """[L, B, B] preferences that are minus the sum of the errors of a layer's weight and input, errors [2, L, B]."""
+    return -(errors[0][:, :, None] + errors[1][:, None, :])
 
 
 def falling(errors: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Methods of published papers: their curvatures and errors against definitions, on networks of every kind."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,11 @@ from seam.errors import SeamError
 from seam.models.build import build
 from seam.quant.functional import initial_steps, integer_bounds
 from seam.quant.kernels import use_kernels
-from seam.search import fit, hawq, limpq, sensitivity, sqnr
+from seam.search import fit, hawq, jacobian, jacobian_fit, limpq, sensitivity, sqnr
+from seam.search.tensors import view
 from seam.settings import Model
 
-METHODS = {"fit": fit, "hawq": hawq, "sqnr": sqnr}
+METHODS = {"fit": fit, "hawq": hawq, "jacobian_fit": jacobian_fit, "sqnr": sqnr}
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +85,22 @@ def test_sqnr_is_the_noise_of_each_tensor_as_a_share_of_its_signal():
     assert 0 < share[-1] < 0.01 < share[0] < 1
 
 
+def test_jacobian_fit_is_the_geometric_mean_of_the_errors_of_both():
+    torch.manual_seed(0)
+    model = whole(build(Model(name="test_resnet"), 10, 3))
+
+    def alone(errors, *more):  # of a copy of the network that no other method has looked at
+        given = problem(copy.deepcopy(model), images(40), draws=3)
+        return errors(given, view(given, fit.OPTIONS, 128, 1), *more)
+
+    moved, diverged = alone(jacobian.feature_errors), alone(fit.trace_times_error, fit.fisher_traces, "fit")
+    both = jacobian_fit.preferences(problem(copy.deepcopy(model), images(40), draws=3))
+    for i, w, a in np.ndindex(both.shape):
+        expected = sum((moved[k, i, b] * diverged[k, i, b]) ** 0.5 for k, b in ((0, w), (1, a)))
+        assert both[i, w, a] == pytest.approx(-expected, rel=1e-5)
+    assert moved.shape == (2, len(both), len(BITS)) and (moved[0] > 0).all() and (diverged[0] > 0).all()
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_layer_of_every_architecture_has_an_error(method, name):
@@ -96,7 +115,7 @@ def test_every_layer_of_every_architecture_has_an_error(method, name):
         assert (np.ptp(table[i], axis=1).max() == 0) >= shared
         if method != "hawq":  # a Hessian of a piecewise linear network may be 0 or less
             assert np.ptp(table[i], axis=0).max() > 0
-    assert np.ptp(table) > 0 and given.meter.images == 4
+    assert np.ptp(table) > 0 and given.meter.images == 4 * (1 + (method == "jacobian_fit"))  # it looks twice
 
 
 @pytest.mark.parametrize("method", METHODS)
