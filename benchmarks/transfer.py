@@ -32,7 +32,8 @@ def case(name, proxy="", side=64, images=128, seed=0, **settings):
 
 def cases() -> list[tuple]:
     found = [case("uniform")]
-    found += [case("jacobian", proxy, seed=seed) for proxy in ("digits", "fashion_mnist", "cifar10") for seed in (0, 1)]
+    for name in ("jacobian", "jacobian_fit"):
+        found += [case(name, proxy, seed=seed) for proxy in ("digits", "fashion_mnist", "cifar10") for seed in (0, 1)]
     found += [case("seam", proxy, images=512) for proxy in ("digits", "cifar10")]
     found += [case("seam without margin", proxy, images=512, margin_weight=0.0) for proxy in ("digits", "cifar10")]
     for kind in ("centroids", "classifier"):
