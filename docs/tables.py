@@ -291,6 +291,19 @@ def drawn(model: str, budget: str, name: str = "ranks") -> list[Row]:
     return [row for row in found if (row["model"], row["budget"]) == (model, budget)]
 
 
+def terms() -> str:
+    """What terms between tensors and other linearisations make of `jacobian`: ranks, and what they choose."""
+
+    def cell(row: Row) -> str:
+        ranks = f"{float(row['spearman']):.2f} ({float(row['spearman_better_half']):.2f})"
+        return f"{ranks}, {float(row['chosen_top1']):.1f}"
+
+    found = rows("jacobian_terms")
+    places = list(grouped(found, "model", "budget"))
+    lines = [[variant, *by_place(group, places, cell)] for (variant,), group in grouped(found, "variant").items()]
+    return table(("`jacobian`", *(place_name(*place) for place in places)), lines, 1)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "transfer": transfer,
     "sizes": sizes,
@@ -301,6 +314,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks": ranks,
     "choices": choices,
     "ranks_pretrained": partial(ranks, "ranks_pretrained"),
+    "terms": terms,
     "choices_pretrained": partial(choices, "ranks_pretrained"),
 }
 

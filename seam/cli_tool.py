@@ -90,8 +90,8 @@ def search(
     method: Annotated[
         str,
         typer.Option(
-            help="jacobian, sensitivity, hawq, fit, sqnr (no training), seam, joint, gmpq, limpq, uniform or random "
-            "(docs/methods.md)."
+            help="jacobian, jacobian_fit, sensitivity, hawq, fit, sqnr (no training), seam, joint, gmpq, limpq, "
+            "uniform or random (docs/methods.md)."
         ),
     ] = "jacobian",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a search that trains, on batches of 32 images.")] = 64,
