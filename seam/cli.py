@@ -143,8 +143,12 @@ def convert(
 def plan(
     params: ParamsFile = Default,
     out: Annotated[Path | None, typer.Option(help="Also write it as JSON.")] = None,
-    measured: Annotated[
-        Path | None, typer.Option(help="A plan written on the hardware in question; by default this machine is probed.")
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of measured hardware (benchmarks/hardware/NAME/), or a plan that was written on the hardware in "
+            "question; by default this machine is probed."
+        ),
     ] = None,
     cores: Annotated[int | None, typer.Option(min=1, help="Cores that are to work on it.")] = None,
 ) -> None:
@@ -154,7 +158,7 @@ def plan(
     from seam.stages.plan import describe
     from seam.stages.plan import plan as predict
 
-    content = predict(loaded, measured)
+    content = predict(loaded, hardware)
     if out is not None:
         write_json(out, content)
     typer.echo("\n".join(describe(content, cores, loaded.claims.baseline)))

@@ -9,9 +9,9 @@ library WebDataset, made for streams, has not.
 
 import contextlib
 import hashlib
-import io
 import os
 import re
+import resource
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +27,22 @@ from seam.runtime.progress import progress
 _FORMAT = 2  # of the kept index
 _BLOCK = 512  # bytes; an archive ends with blocks of zeros
 _LABEL = ".cls"
+_SPLITS = {"train", "test", "val", "validation"}
 
 
 def split_archives(base: Path, split: str) -> tuple[Path, ...]:
-    """The archives of a split in a folder: SPLIT.tar, or else the shards that end with SPLIT and a number, by name."""
-    shard = re.compile(rf"(.*[-_.])?{split}[-_.]?\d+(-of-\d+)?\.tar")
-    whole = base / f"{split}.tar"
-    files = [whole] if whole.is_file() else base.iterdir() if base.is_dir() else []
-    return tuple(sorted(file for file in files if file == whole or shard.fullmatch(file.name) and file.is_file()))
+    """The archives of a split in a folder: SPLIT.tar, or else the shards that end with SPLIT and a number, by name.
+
+    Raises SeamError where there are shards of more than one set.
+    """
+    whole, pattern = base / f"{split}.tar", re.compile(rf"([^.].*[-_.])?{split}[-_.]?\d+(-of-\d+)?\.tar")
+    if whole.is_file() or not base.is_dir():
+        return (whole,) if whole.is_file() else ()
+    shards = {file: match for file in base.iterdir() if (match := pattern.fullmatch(file.name)) and file.is_file()}
+    if len(sets := {match[1]: file.name for file, match in shards.items()}) > 1:
+        names = sorted(sets.values())
+        raise SeamError(f"{base}: {names[0]} and {names[1]} are of different sets; keep one set in a folder")
+    return tuple(sorted(shards))
 
 
 @dataclass(frozen=True)
@@ -64,19 +72,25 @@ class Member(str):
 
     def read(self) -> bytes:
         """Its bytes. SeamError where the archive is not the one that was indexed."""
-        file = _opened(self.archive)
-        return os.pread(file.fileno(), self.size, self.offset)
+        handle = _opened(self.archive)
+        return os.pread(handle.number, self.size, self.offset)
 
 
-@lru_cache(256)  # of a thousand shards not all may be open at a time
-def _opened(archive: Archive) -> io.FileIO:
-    """An archive, closed when no one has it any more; reading at an offset is safe in forks, too."""
-    file = io.FileIO(archive.path)
-    about = os.fstat(file.fileno())
-    if (about.st_size, about.st_mtime_ns) != (archive.size, archive.mtime_ns):
-        file.close()
-        raise SeamError(f"{archive.path}: changed while it was in use; start again")
-    return file
+class _Handle:
+    """An archive, open until no one has it any more; reading at an offset is safe in forks, too."""
+
+    def __init__(self, archive: Archive):
+        self.number = os.open(archive.path, os.O_RDONLY)
+        about = os.fstat(self.number)
+        if (about.st_size, about.st_mtime_ns) != (archive.size, archive.mtime_ns):
+            raise SeamError(f"{archive.path}: changed while it was in use; start again")
+
+    def __del__(self):
+        os.close(self.number)
+
+
+# Of a thousand shards not all may be open at a time.
+_opened = lru_cache(max(16, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)))(_Handle)
 
 
 class Index(NamedTuple):
@@ -149,15 +163,18 @@ def _text(tensor) -> str:
 def _read(paths: Sequence[Path]) -> tuple[list[str], list[str], list[tuple[int, int, int]], np.ndarray]:
     """Classes; name, (archive, offset, size) and class of each image, by class, then by folder and name."""
     images: list[_Image] = []
-    folders: dict[str, Path] = {}
+    in_folders: dict[int, dict] = {}
     for number, path in enumerate(progress(paths, len(paths), f"index {paths[0].parent.name}")):
         entries, numbers = _entries(path)
         if numbers:
             images += _samples(path, number, entries, numbers)
         else:
-            here, own = _in_folders(path, number, entries)
-            images += here
-            folders |= dict.fromkeys(own, path)
+            in_folders[number] = entries
+    folders: dict[str, Path] = {}
+    for number, entries in _unpacked(in_folders).items():
+        here, own = _in_folders(number, entries)
+        images += here
+        folders |= dict.fromkeys(own, paths[number])
     if not images:
         raise SeamError(f"{paths[0]}: no images in class folders (CLASS/NAME), and none with a KEY{_LABEL} beside it")
     numbered = {isinstance(image.label, int) for image in images}
@@ -175,12 +192,17 @@ def _read(paths: Sequence[Path]) -> tuple[list[str], list[str], list[tuple[int, 
     return [str(name) for name in classes], [image.name for image in images], places, labels
 
 
-def _in_folders(path: Path, number: int, entries: dict) -> tuple[list[_Image], set[str]]:
+def _unpacked(archives: dict[int, dict]) -> dict[int, dict]:
+    """The entries of archives of class folders, without the split's own folder where all were packed with it."""
+    first = {parts[0] for entries in archives.values() for parts in entries}
+    deep = (place and len(parts) > 2 for entries in archives.values() for parts, place in entries.items())
+    if len(first) == 1 and first <= _SPLITS and any(deep):
+        return {i: {parts[1:]: p for parts, p in entries.items() if parts[1:]} for i, entries in archives.items()}
+    return archives
+
+
+def _in_folders(number: int, entries: dict) -> tuple[list[_Image], set[str]]:
     """The images CLASS/... of an archive, and its class folders."""
-    own = {path.stem, *re.split(r"[^a-z]+", path.stem)}
-    first = {parts[0] for parts in entries}
-    if len(first) == 1 and first <= own and any(place and len(parts) > 2 for parts, place in entries.items()):
-        entries = {parts[1:]: place for parts, place in entries.items() if parts[1:]}  # packed with its folder
     classes = {parts[0] for parts, place in entries.items() if (place is None or len(parts) > 1) and parts[0][0] != "."}
     images = [
         _Image(parts[0], os.path.split("/".join(parts)), number, "/".join(parts), *place)
@@ -190,23 +212,28 @@ def _in_folders(path: Path, number: int, entries: dict) -> tuple[list[_Image], s
     return images, classes
 
 
+def _sample(parts: tuple[str, ...]) -> tuple[str, str]:
+    """(key, extension) of a file in a WebDataset shard: its name is cut at the first dot. ("", "") of a hidden file."""
+    name, _, extension = parts[-1].partition(".")
+    return ("/".join((*parts[:-1], name)), f".{extension.lower()}") if name else ("", "")
+
+
 def _samples(path: Path, number: int, entries: dict, numbers: dict[str, bytes]) -> list[_Image]:
-    """The images of a WebDataset shard. A sample's key is its files' name up to the first dot."""
+    """The images of a WebDataset shard; numbers: key -> what its .cls holds."""
     found: dict[str, _Image] = {}
     for parts, place in entries.items():
-        name = "/".join(parts)
-        folder, file = os.path.split(name)
-        key = os.path.join(folder, file.partition(".")[0])
-        if not place or not _is_image(file):
+        key, extension = _sample(parts)
+        if not place or extension.count(".") != 1 or not _is_image(extension):
             continue
+        name = "/".join(parts)
         if key in found:
             raise SeamError(f"{path}: {found[key].name} and {name} are of one sample; keep one of them")
         if key not in numbers:
             raise SeamError(f"{path}: {name} has no {os.path.basename(key)}{_LABEL} beside it, the number of its class")
         label = numbers.pop(key).strip()
-        if not label.isdigit() or len(label) > 9:
+        if not label.isdigit() or len(label) > 6:
             raise SeamError(f"{path}: {key}{_LABEL} must hold the number of a class, from 0 on (found {label[:20]!r})")
-        found[key] = _Image(int(label), (folder, file), number, name, *place)
+        found[key] = _Image(int(label), os.path.split(name), number, name, *place)
     if numbers:
         raise SeamError(f"{path}: {min(numbers)}{_LABEL} has no image of its name; remove it")
     return [*found.values()]
@@ -231,8 +258,9 @@ def _entries(path: Path) -> tuple[dict[tuple[str, ...], tuple[int, int] | None],
                     raise SeamError(f"{path}: {entry.name} is a link; pack with tar --dereference --hard-dereference")
                 if parts and (entry.isreg() or entry.isdir()):
                     found[parts] = (entry.offset_data, entry.size) if entry.isreg() else None
-                    if entry.isreg() and parts[-1].endswith(_LABEL):
-                        numbers["/".join(parts).removesuffix(_LABEL)] = file.extractfile(entry).read(32)
+                    key, extension = _sample(parts)
+                    if entry.isreg() and extension == _LABEL:
+                        numbers[key] = file.extractfile(entry).read(32)
                 file.members = []  # else tarfile keeps all of them
             end = file.offset
     except tarfile.TarError as error:

@@ -17,21 +17,25 @@ from seam.runtime.progress import progress
 
 SMALL = 64  # pixels: sets whose images all have one size of at most this live in memory ...
 SMALL_BYTES = 2 << 30  # ... if they fit in this
+TEST_NAMES = ("test", "val", "validation")  # of a folder; the first that is there counts
 UNLABELLED = "unlabelled"  # the class of images that lie in no class's folder
 LARGE_SIZE = (224, 224)  # what images of many sizes are cropped to unless told otherwise
 
 
+def place_of(base: Path, *names: str) -> Path | tuple[Path, ...] | None:
+    """The folder of a split that has one of the names, or the archives of it, in `base` or in that folder; or None."""
+    for folder in (base / name for name in names):
+        if folder.is_dir():
+            shards = tuple(sorted(e for e in folder.glob("[!.]*.tar") if e.is_file()))
+            if shards and subfolders(folder):
+                raise SeamError(f"{folder}: holds archives ({shards[0].name}) and class folders; keep one form")
+            return shards or folder
+    return next((found for name in names if (found := split_archives(base, name))), None)
+
+
 def class_folders(base: Path) -> dict[str, Path | tuple[Path, ...]] | None:
     """The folders of the two splits if `base` has train/ and test/ (or val/), or the archives of them, else None."""
-
-    def first(*names: str) -> Path | tuple[Path, ...] | None:
-        for folder in (base / name for name in names):
-            if folder.is_dir():
-                shards = tuple(sorted(e for e in folder.glob("[!.]*.tar") if e.is_file()))
-                return shards if shards and not subfolders(folder) else folder
-        return next((found for name in names if (found := split_archives(base, name))), None)
-
-    train, test = first("train"), first("test", "val", "validation")
+    train, test = place_of(base, "train"), place_of(base, *TEST_NAMES)
     return {"train": train, "test": test} if train and test else None
 
 

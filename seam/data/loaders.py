@@ -7,11 +7,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seam.data.archives import read_index
 from seam.data.datasets import DATASETS
 from seam.data.fetch import known, opened, parts
 from seam.data.file_sets import FileSet, prepare_as_trained
-from seam.data.files import UNLABELLED, class_folders, folder_reader, list_images, subfolders, unlabelled_images
+from seam.data.files import (
+    TEST_NAMES,
+    UNLABELLED,
+    folder_reader,
+    list_images,
+    place_of,
+    subfolders,
+    unlabelled_images,
+)
 from seam.data.image_sets import ImageSet, TensorSet, luma, resize_pixels
+from seam.data.readers import Files
 from seam.errors import SeamError
 
 IN_MEMORY_BYTES = 512 << 20  # a set that a larger image_size would make larger than this is resized batch by batch
@@ -99,24 +109,25 @@ def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) ->
     val/, whatever the split; without these all that is there: class folders, or else images without classes, enough for
     calibration and searches. Raises SeamError where there are no images, or a class has none.
     """
-    parts = [name for name in ("train", "val", "test") if (base / name).is_dir()]
-    if split == "test" and {"val", "test"} <= {*parts}:
+    train, test = place_of(base, "train"), place_of(base, *TEST_NAMES)
+    if split == "test" and (base / "test").is_dir() and (base / "val").is_dir():
         print(f"{base}: has test/ and val/; taking test/", file=sys.stderr)
-    if "train" in parts or class_folders(base):
+    if isinstance(train, Path) or train and test:
         reader = folder_reader(DATASETS["folder"], base, None)
         files, classes = reader.files(split), reader.classes
+    elif archives := train or (test if isinstance(test, tuple) else None):
+        index = read_index(archives)
+        files, classes = Files(index.members, index.labels), index.classes
     else:
-        if parts and split == "train":
-            print(f"{base}: has no train/; taking {parts[-1]}/", file=sys.stderr)
-        folder = base / parts[-1] if parts else base
+        if test and split == "train":
+            print(f"{base}: has no train/; taking {test.name}/", file=sys.stderr)
+        folder = test or base
         classes = subfolders(folder)
         files = list_images(folder, classes)
         if not files.paths and (files := unlabelled_images(folder)).paths:
             classes = [UNLABELLED]
         if not files.paths:
-            packed = " (archives are read as train.tar and val.tar)" if [*folder.glob("*.tar")] else ""
             raise SeamError(
-                f"{folder}: no images{packed}; put them in one folder a class, or in train/ and val/ with one folder a "
-                "class"
+                f"{folder}: no images; put them in one folder a class, or in train/ and val/ with one folder a class"
             )
     return FileSet(files.paths, torch.from_numpy(files.labels), classes, [0.5] * channels, [0.25] * channels, size)

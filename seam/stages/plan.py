@@ -10,7 +10,8 @@ data, and jobs that wait for each other's memory are not in it.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -54,28 +55,29 @@ class Kind(NamedTuple):
     steps: int
 
 
-def plan(params: Params, measured: Path | None = None) -> dict[str, Any]:
+def plan(params: Params, hardware: str | Path | None = None) -> dict[str, Any]:
     """Predict the seconds of every job of the grid, the core-hours or GPU-hours of all, and the disk they need.
 
     Args:
-        measured: what an earlier plan wrote, on the hardware in question: its probes are taken, also where aliases,
-            counts of images, epochs, seeds or budgets are others. By default this machine is probed.
+        hardware: the name of measured hardware, a folder under `HARDWARE` of plans that were written there; or the
+            path of such a folder, or of one plan. Their probes are taken, also where aliases, counts of images, epochs,
+            seeds or budgets are others. By default this machine is probed.
 
     Returns: {"hardware", "device", "cores", "start", "probes": [{of, fixed, step}], "jobs": [{stage, model, search,
     count, steps, seconds, core_hours, gpu_hours, gigabytes}], "core_hours", "gpu_hours", "gigabytes", "speedup":
     {model/search: times the baseline's}, "unread": names of datasets whose files are not there to be read}. A row's
     seconds are of one job, its hours and gigabytes (weights that are kept) of all of its kind.
 
-    Raises SeamError: `measured` is no plan, or lacks a measurement.
+    Raises SeamError: `hardware` is not known, is no plan, or lacks a measurement.
     """
     grid = Grid(params)
     kinds = {kind: grid.terms(kind) for kind in grid.kinds()}
     terms = {term.key: term for of_kind in kinds.values() for term in of_kind}
-    if measured is not None:
-        content = _read(measured)
-        lines = {json.dumps(p["of"], sort_keys=True): Line(p["fixed"], p["step"]) for p in content["probes"]}
+    if hardware is not None:
+        content = _measured(hardware, grid.datasets())
+        lines = content.pop("lines")
         if missing := sorted(terms.keys() - lines.keys()):
-            raise SeamError(f"{measured}: holds no measurement of {missing[0]}; write one for it with {_WRITE}")
+            raise SeamError(f"{hardware}: holds no measurement of {missing[0]}; write one for it with {_WRITE}")
     else:
         probes, lines = Probes(params, grid.target, grid.tests), {}
         for key, term in progress(terms.items(), len(terms), "probe"):
@@ -223,6 +225,11 @@ class Grid:
             "search", kind.steps, Probes.searched, kind.model, kind.search, method, settings, None, True, **about
         )
 
+    def datasets(self) -> set[str]:
+        """Names of the datasets of the target and of all proxies."""
+        proxies = (self.params.proxy(search) for search in self.params.grid.searches)
+        return {self.params.target.dataset, *(proxy.dataset for proxy in proxies if proxy is not None)}
+
     def proxy_count(self, search: str) -> int:
         """Images of a search's proxy."""
         if (proxy := self.params.proxy(search)) is None:
@@ -273,11 +280,38 @@ class _Plan(Shape):
     probes: list[_Probe]
 
 
+HARDWARE = Path("benchmarks/hardware")  # of measured hardware: NAME/*.json
 _WRITE = "seam plan --out on the hardware in question"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return check_shape(io.read_json(path), _Plan, path, f"write it with {_WRITE}")
+def _measured(hardware: str | Path, datasets: Set[str]) -> dict[str, Any]:
+    """What plans that were written on some hardware say of it, and medians of what they probed, by the terms' keys.
+
+    datasets: whose files may have been there to be read, or not.
+    """
+    known = sorted(entry.name for entry in HARDWARE.iterdir() if entry.is_dir()) if HARDWARE.is_dir() else []
+    path = HARDWARE / hardware if hardware in known else Path(hardware)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        raise SeamError(
+            f"--hardware {hardware}: no plan, no folder of plans, and none of those measured in {HARDWARE}/ "
+            f"({', '.join(known) or 'none'}); write one with {_WRITE}"
+        )
+    plans = [check_shape(io.read_json(file), _Plan, file, f"write it with {_WRITE}") for file in files]
+    for file, other in zip(files, plans, strict=True):
+        for key in ("hardware", "device", "cores"):
+            if other[key] != plans[0][key]:
+                here = f"{key} is {other[key]}, but {plans[0][key]} in {files[0].name}"
+                raise SeamError(f"{file}: {here}; keep them apart")
+    found: dict[str, list[Line]] = {}
+    for probe in (probe for plan in plans for probe in plan["probes"]):
+        found.setdefault(json.dumps(probe["of"], sort_keys=True), []).append(Line(probe["fixed"], probe["step"]))
+    return {
+        **plans[0],
+        "start": statistics.median(plan["start"] for plan in plans),
+        "unread": sorted({name for plan in plans for name in plan["unread"]} & datasets),
+        "lines": {key: Line(*map(statistics.median, zip(*lines, strict=True))) for key, lines in found.items()},
+    }
 
 
 def describe(content: Mapping[str, Any], cores: int | None, baseline: str) -> list[str]:

@@ -28,9 +28,9 @@ def open_images(
     folders, the centre crop and the interpolation that timm states for it.
 
     Args:
-        data: a folder with train/ and val/ or test/ (test/ if it has both), each with one folder a class; or a folder
-            with one folder a class, then all of it whatever the split, as of one with only val/ or test/; or a
-            dataset's name; None: scikit-learn's digits, all of them.
+        data: a folder with train/ and val/ or test/ (test/ if it has both), each with one folder a class, or with
+            archives of them (seam.data.archives); or a folder with one folder a class, then all of it whatever the
+            split, as of one with only val/ or test/; or a dataset's name; None: scikit-learn's digits, all of them.
         split: "train" or "test".
         full_size: at the model's own input size, else at 64 pixels a side at most, which suffice for a search.
         image_size: of a side in pixels, in place of either.
@@ -63,8 +63,9 @@ def held_out(
 
     None for a folder that does not hold train/ beside val/ or test/: all its images are there to train on.
     """
-    base = Path(data)
-    if base.is_dir() and not ((base / "train").is_dir() and any((base / part).is_dir() for part in ("val", "test"))):
+    from seam.data.files import class_folders
+
+    if Path(data).is_dir() and not class_folders(Path(data)):
         return None
     images = open_images(data, model, "test", full_size=True, data_root=data_root)
     return images.balanced(count)

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -21,6 +22,9 @@ from seam.data.archives import Archive, Member, read_index, split_archives
 from seam.data.fetch import fetch
 from seam.data.loaders import load, open_folder
 from seam.errors import SeamError
+from seam.models.build import build
+from seam.settings import Model
+from seam.tool.images import held_out
 
 LONG = "b/" + "long" * 40 + ".jpg"
 NAMES = ("a/1.jpg", "a/sub/0.png", "a-b/1.JPG", LONG, "b/10.jpg", "b/9.jpg", "b/.hidden.jpg", "train/1.jpg")
@@ -242,25 +246,23 @@ def test_class_folders_may_lie_in_several_archives(visible, tmp_path):
 
 
 def test_which_archives_belong_to_a_split(tmp_path):
-    others = (
-        "train.tar.gz",
-        "trainer-0.tar",
-        "ILSVRC2012_img_train.tar",
-        "constrain-0.tar",
-        "val-0.tar",
-        "train-x.tar",
-    )
-    found = ("train-0.tar", "train_1.tar", "train2.tar", "set.train-00003-of-00004.tar", "imagenet1k-train-0004.tar")
+    others = ("train.tar.gz", "trainer-0.tar", "ILSVRC2012_img_train.tar", "mytrain-0.tar", "val-0.tar", "train-x.tar")
+    others += ("._set-train-0.tar", ".train-0.tar")
+    found = ("set-train-00.tar", "set-train-1.tar", "set-train_00003-of-00004.tar", "set-train5.tar")
     for name in (*others, *found):
         (tmp_path / name).touch()
-    (tmp_path / "train-9.tar").mkdir()
+    (tmp_path / "set-train-9.tar").mkdir()
     assert split_archives(tmp_path, "train") == tuple(tmp_path / name for name in sorted(found))
+    (tmp_path / "other-train-0.tar").touch()
+    with pytest.raises(SeamError, match="other-train-0.tar and set-train.*tar are of different sets; keep one set"):
+        split_archives(tmp_path, "train")
     (tmp_path / "train.tar").touch()
     assert split_archives(tmp_path, "train") == (tmp_path / "train.tar",)
     assert split_archives(tmp_path / "none", "train") == ()
 
 
 def test_of_many_shards_few_are_open(visible, tmp_path, monkeypatch):
+    assert archives._opened.cache_parameters()["maxsize"] <= max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] / 2)
     paths = [*shards(visible, tmp_path / "packed").glob("*-train-*.tar")]
     monkeypatch.setattr(archives, "_opened", few := lru_cache(1)(archives._opened.__wrapped__))
     opened = len(os.listdir("/proc/self/fd"))
@@ -269,11 +271,59 @@ def test_of_many_shards_few_are_open(visible, tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == opened + 1 and few.cache_info().misses > 1
 
 
+def tar(path, names, content=None):
+    """An archive with files of these names, each of one random image, or of the given bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for i, name in enumerate(names):
+            data = io.BytesIO()
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(data, "png")
+            data = data.getvalue() if content is None or content[name] is None else content[name]
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def test_an_archive_a_class_keeps_its_class_and_the_split_s_own_folder_is_none(tmp_path):
+    for split in ("train", "val"):
+        tar(tmp_path / f"a/{split}/cat.tar", ["cat/indoor/1.png", "cat/outdoor/2.png"])
+        tar(tmp_path / f"a/{split}/dog.tar", ["dog/indoor/3.png"])
+        tar(tmp_path / f"b/{split}/0.tar", [f"{split}/cat/1.png", f"{split}/cat/2.png"])
+        tar(tmp_path / f"b/{split}/1.tar", [f"{split}/dog/3.png"])
+    for name in ("a", "b"):
+        manifest = fetch("folder", tmp_path / "data", tmp_path / name)
+        assert (manifest["classes"], manifest["train"]["per_class"]) == (["cat", "dog"], [2, 1])
+
+
+def test_hidden_files_and_others_of_a_sample_are_not_looked_at(tmp_path):
+    names = ["x.PNG", "x.CLS", "x.seg.png", "._x.png", "._x.cls", "x.json"]
+    content = {name: b"0" if name.lower().endswith("cls") else None for name in names}
+    for split in ("train", "val"):
+        tar(tmp_path / f"{split}-0.tar", names, content)
+    (tmp_path / "._train-0.tar").write_bytes(b"of another system")
+    assert fetch("folder", tmp_path / "data", tmp_path)["train"]["count"] == 1
+
+
+def test_one_split_alone_is_enough_for_the_tool_and_both_hold_images_out(visible, tmp_path):
+    packed = shards(visible, tmp_path / "packed")
+    model = build(Model(name="test_resnet"), 4, 3)
+    assert len(held_out(packed, model)) == 7
+    for file in packed.glob("*-train-*"):
+        file.unlink()
+    assert held_out(packed, model) is None
+    assert len(open_folder(packed, "train", (24, 32), 3)) == 7
+    (packed / "train/a").mkdir(parents=True)
+    shutil.copy(next(packed.glob("*.tar")), packed / "train/0.tar")
+    with pytest.raises(SeamError, match=r"train: holds archives \(0.tar\) and class folders; keep one form"):
+        fetch("folder", tmp_path / "data", packed)
+
+
 WRONG = {
     "x.jpg has no x.cls beside it, the number of its class": {"x.jpg": b"", "y.cls": b"1"},
     "y.cls has no image of its name; remove it": {"x.jpg": b"", "x.cls": b"1", "y.cls": b"1", "y.txt": b""},
     "x.jpg and x.png are of one sample; keep one of them": {"x.jpg": b"", "x.png": b"", "x.cls": b"1"},
     r"x.cls must hold the number of a class, from 0 on \(found b'tench'\)": {"x.jpg": b"", "x.cls": b"tench\n"},
+    r"x.cls must hold the number of a class, from 0 on \(found b'20000000'\)": {"x.jpg": b"", "x.cls": b"20000000"},
     "some archives hold class folders, others WebDataset's samples": {"a/x.jpg": b""},
     r"no images in class folders \(CLASS/NAME\), and none with a KEY.cls beside it": {"x.jpg": b""},
     "no images of class 1 of 0 to 2; classes count from 0, and all shards must be there": {"x.jpg": b"", "x.cls": b"2"},
@@ -284,11 +334,7 @@ WRONG = {
 def test_what_a_shard_lacks_is_named(tmp_path, message):
     good = {"0.jpg": b"", "0.cls": b"0"}
     for name, files in (("train-0", good), ("train-1", WRONG[message]), ("val-0", good)):
-        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
-            for file, content in files.items():
-                info = tarfile.TarInfo(file)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        tar(tmp_path / f"{name}.tar", files, files)
     if "KEY" in message:
         (tmp_path / "train-0.tar").unlink()
     with pytest.raises(SeamError, match=rf"(train-[01]\.tar|{tmp_path}): .*{message}"):

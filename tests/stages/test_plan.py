@@ -159,3 +159,32 @@ def test_what_is_no_plan_is_named(tmp_path, content, says):
     path.write_text(content)
     with pytest.raises(SeamError, match=says):
         plan(load_params(SMOKE), path)
+
+
+def test_measured_hardware_has_a_name_and_as_many_plans_as_were_written_there(tmp_path, monkeypatch):
+    params = load_params(SMOKE)
+    whole = json.loads(written(tmp_path, params).read_text())
+    wanted = plan(params, tmp_path / "plan.json")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "benchmarks/hardware/fast"
+    folder.mkdir(parents=True)
+    for name, probes, start in (("one", whole["probes"][::2], 3), ("two", whole["probes"][1::2], 5)):
+        (folder / f"{name}.json").write_text(json.dumps({**whole, "probes": probes, "start": start}))
+    assert plan(params, "fast") == plan(params, folder) == wanted
+    with pytest.raises(SeamError, match=r"slow: no plan, .* measured in benchmarks/hardware/ \(fast\); write one with"):
+        plan(params, "slow")
+    (folder / "two.json").write_text(json.dumps({**whole, "cores": 64}))
+    with pytest.raises(SeamError, match="two.json: cores is 64, but 8 in one.json"):
+        plan(params, "fast")
+    (folder / "two.json").unlink()
+    with pytest.raises(SeamError, match="fast: holds no measurement of"):
+        plan(params, "fast")
+
+
+def test_plans_of_measured_hardware_in_the_repository_are_of_its_experiments(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    for folder in sorted((REPOSITORY / "benchmarks/hardware").iterdir()):
+        names = {file.stem for file in folder.iterdir()}
+        assert names and names <= {"default", *(file.stem for file in (REPOSITORY / "experiments").glob("*.yaml"))}
+        with pytest.raises(SeamError, match=f"{folder.name}: holds no measurement of"):  # all of it is read before
+            plan(changed(finetune={"batch_size": 7}), folder.name)
