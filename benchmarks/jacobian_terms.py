@@ -5,7 +5,7 @@
         --policies benchmarks/ranks_pretrained_policies.csv
 
 As benchmarks/ranks.py, whose drawn policies are ranked again. What is compared, from the same images and draws:
-    first order: the method as it is, a sum over tensors.
+    first order: the method as it is, a sum over tensors, with four draws.
     terms between, half, a quarter: with the products of different tensors' projected errors, in full or weighed less;
         the same draws give them, as the square of a policy's whole sum. The choice is the best of 40 programmes, each
         with the products' gradient at the mean of the policies so far (Frank and Wolfe's way).
@@ -130,8 +130,9 @@ def chosen(problem, table: np.ndarray) -> np.ndarray:
     """[L, 2] the programme's choice for errors [2, L, B]."""
     from seam.search import jacobian
     from seam.search.problem import solve
+    from seam.search.tensors import negated
 
-    bits = solve(jacobian, problem, -(table[0][:, :, None] + table[1][:, None, :]), problem.budgets)
+    bits = solve(jacobian, problem, negated(table), problem.budgets)
     return np.array([[BITS.index(b) for b in pair] for pair in bits])
 
 
@@ -186,7 +187,7 @@ def main() -> None:
             first = errors(projections)
             choice = chosen(sketch.problem, first)
             there = errors(sketch.projections(choice))
-            uniform = np.full_like(choice, BITS.index(int(spec[1])))
+            uniform = np.full_like(choice, BITS.index(int(spec[1])))  # budgets are w4a4, or alike
             tables = {"first order": first, "at its choice": there, "geometric": np.sqrt(first * there)}
             tables["at uniform"] = errors(sketch.projections(uniform))
             for variant in missing:

@@ -62,6 +62,8 @@ def transfer() -> str:
     """Methods and proxies at 64 pixels."""
     found = [row for row in rows("transfer") if row["search"] != "full precision"]
     usual = {"jacobian": "128"}
+    order = ["uniform", "jacobian_fit", "jacobian", "fit"]  # then as in the CSV
+    found.sort(key=lambda row: order.index(row["search"]) if row["search"] in order else len(order))
     kept = [
         row for row in found if row["side"] in ("", "64") and row["images"] == usual.get(row["method"], row["images"])
     ]

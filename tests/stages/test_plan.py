@@ -131,7 +131,7 @@ def test_imagenet_is_planned_without_its_images(tmp_path):
     assert steps["pretrain", "resnet18", ""] == 0  # timm's weights
     counts = {job["stage"]: job["count"] for job in content["jobs"] if job["model"] == "mobilenetv2"}
     assert counts == {"pretrain": 1, "search": 2 * 3, "finetune": 9 * 2 * 3, "evaluate": 9 * 2 * 3}
-    assert content["speedup"]["resnet50/jacobian-cifar"] == round((4 + 3 + 20_018) / (4 + 3 + 10 * 2), 1)
+    assert content["speedup"]["resnet50/jacobian-fit-cifar"] == round((4 + 3 + 20_018) / (4 + 3 + 10 * 2), 1)
     assert content["gpu_hours"] > 0
 
 
