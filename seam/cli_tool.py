@@ -90,10 +90,10 @@ def search(
     method: Annotated[
         str,
         typer.Option(
-            help="jacobian_fit, jacobian, sensitivity, hawq, fit, sqnr (no training), seam, joint, gmpq, limpq, "
+            help="jacobian, jacobian_fit, sensitivity, hawq, fit, sqnr (no training), seam, joint, gmpq, limpq, "
             "uniform or random (docs/methods.md)."
         ),
-    ] = "jacobian_fit",
+    ] = "jacobian",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a search that trains, on batches of 32 images.")] = 64,
     size: Annotated[
         int | None,

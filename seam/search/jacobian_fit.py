@@ -5,8 +5,8 @@
 with E' = mean_i ||J_ti D||^2, how far the error D = Q_b(t) - t moves the features, and E'' = Tr(F_t) mean(D^2), what
 errors of its size that point anywhere do to the predictions. D is known where the other tensors are not quantized yet;
 once they are, what is rounded is another number, and part of where D pointed is lost. So the truth is between both, and
-the mistakes that each makes are not the other's: the mean ranks policies better than either (docs/results.md). A
-geometric mean has no scale to choose, though the two are distances of different things.
+the mistakes that each makes are not the other's: the mean ranks policies better than either, as long as steps alone are
+calibrated (docs/results.md). A geometric mean has no scale to choose, though the two are distances of different things.
 
 Options: `images`; `draws` of each estimate, in batches of 16 images.
 """

@@ -13,7 +13,7 @@ from torch import nn
 from seam.models.find import find_layers
 from seam.tool.images import input_size, open_images
 
-METHOD = "jacobian_fit"  # of the methods here the one whose policies lose least (docs/results.md)
+METHOD = "jacobian"  # of the methods here the one whose policies lose least (docs/results.md)
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 BATCH = 32  # of a search that trains
 
