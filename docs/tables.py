@@ -306,6 +306,19 @@ def terms() -> str:
     return table(("`jacobian`", *(place_name(*place) for place in places)), lines, 1)
 
 
+def norm_level() -> str:
+    """Calibrated with BatchNorm's statistics re-estimated: a network and budget a line, a method a column."""
+    found, methods = rows("norm_level"), {"jacobian": "jacobian", "jacobian_fit": "jacobian-fit", "uniform": "uniform"}
+    lines = []
+    for place, group in grouped(found, "model", "budget").items():
+        cells = []
+        for start in methods.values():
+            own = [row for row in group if row["search"].replace("_", "-").removesuffix("-digits") == start]
+            cells.append(", ".join(f"{float(row['top1']):.1f}" for row in own) or NOT_RUN)
+        lines.append([place_name(*place), *cells])
+    return table(("network", *(f"`{method}`" for method in methods)), lines, 1)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "transfer": transfer,
     "sizes": sizes,
@@ -317,6 +330,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "choices": choices,
     "ranks_pretrained": partial(ranks, "ranks_pretrained"),
     "terms": terms,
+    "norm_level": norm_level,
     "choices_pretrained": partial(choices, "ranks_pretrained"),
 }
 
