@@ -290,9 +290,10 @@ def test_an_archive_a_class_keeps_its_class_and_the_split_s_own_folder_is_none(t
         tar(tmp_path / f"a/{split}/dog.tar", ["dog/indoor/3.png"])
         tar(tmp_path / f"b/{split}/0.tar", [f"{split}/cat/1.png", f"{split}/cat/2.png"])
         tar(tmp_path / f"b/{split}/1.tar", [f"{split}/dog/3.png"])
-    for name in ("a", "b"):
+        tar(tmp_path / f"c/{split}.tar", ["cat/indoor/1.png", "cat/outdoor/2.png"])
+    for name, classes, counts in (("a", ["cat", "dog"], [2, 1]), ("b", ["cat", "dog"], [2, 1]), ("c", ["cat"], [2])):
         manifest = fetch("folder", tmp_path / "data", tmp_path / name)
-        assert (manifest["classes"], manifest["train"]["per_class"]) == (["cat", "dog"], [2, 1])
+        assert (manifest["classes"], manifest["train"]["per_class"]) == (classes, counts)
 
 
 def test_hidden_files_and_others_of_a_sample_are_not_looked_at(tmp_path):

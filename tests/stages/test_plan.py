@@ -171,6 +171,12 @@ def test_measured_hardware_has_a_name_and_as_many_plans_as_were_written_there(tm
     for name, probes, start in (("one", whole["probes"][::2], 3), ("two", whole["probes"][1::2], 5)):
         (folder / f"{name}.json").write_text(json.dumps({**whole, "probes": probes, "start": start}))
     assert plan(params, "fast") == plan(params, folder) == wanted
+    slower = [{**probe, "fixed": 3 * probe["fixed"]} for probe in whole["probes"]]
+    (folder / "three.json").write_text(json.dumps({**whole, "probes": slower, "unread": ["imagenet"]}))
+    both = plan(params, "fast")
+    assert seconds(both)["search", "direct"] == (1, 4 + (3 + 9) / 2 + 22)  # the median of what was measured twice
+    assert both["unread"] == []  # it is no dataset of these parameters
+    (folder / "three.json").unlink()
     with pytest.raises(SeamError, match=r"slow: no plan, .* measured in benchmarks/hardware/ \(fast\); write one with"):
         plan(params, "slow")
     (folder / "two.json").write_text(json.dumps({**whole, "cores": 64}))
