@@ -42,16 +42,14 @@ class Sketch:
         from seam.runtime.meter import Meter
         from seam.search import jacobian
         from seam.search.problem import prepare
-        from seam.search.tensors import watch_tensors
+        from seam.search.tensors import view
         from seam.settings import SearchSettings
 
         device = torch.device("cpu")
         given = (copy.deepcopy(ranked.model), ranked.images(proxy, IMAGES), ranked.layers, [budget])
         settings = SearchSettings(bits=BITS)
         self.problem = prepare(jacobian, *given, settings, 0, device, Meter(device), own_classes=False)
-        self.problem.model.eval().requires_grad_(False)
-        (self.x, _) = next(iter(self.problem.images.batches(IMAGES, seed=0)))
-        self.watched = watch_tensors(self.problem, self.x)
+        self.x, _, _, self.watched = view(self.problem, (), IMAGES, DRAWS)
         modules = dict(self.problem.model.named_modules())
         self.layers = [modules[name] for name in self.watched]
         self.whole = [layer.weight.data for layer in self.layers]

@@ -86,7 +86,8 @@ class _Handle:
             raise SeamError(f"{archive.path}: changed while it was in use; start again")
 
     def __del__(self):
-        os.close(self.number)
+        if hasattr(self, "number"):  # else it could not be opened
+            os.close(self.number)
 
 
 # Of a thousand shards not all may be open at a time.
