@@ -1,28 +1,54 @@
-"""From which level of calibration should QAT start? The default experiment's networks and policies, from each of them.
+"""From which level of calibration should QAT start? An experiment's networks and policies, from each of them.
 
     snakemake --cores 8                                          # the weights and policies, in results/
     python benchmarks/finetune_start.py --csv benchmarks/finetune_start.csv
+    snakemake --cores 2 --configfile experiments/pretrained.yaml --until search
+    python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 2000 --budgets w3a3,w4a4 \\
+        --searches uniform,jacobian-digits,jacobian-fit-digits --csv benchmarks/finetune_start_pretrained.csv
 
-One thread. Top-1 % on the experiment's test images, calibrated at the level and after finetuning from there. Each row
-is written to the CSV when it is done, and a run goes on with the rows that are missing.
+One thread. Top-1 % on the experiment's test images, or on --held-out training images that neither pretraining nor
+finetuning saw; calibrated at the level, and after finetuning from there. Each row is written to the CSV when it is
+done, and a run goes on with the rows that are missing.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 from transfer import resumable
 
+from seam.data.sampling import sample_indices
 from seam.runtime.cores import limit_threads
 
-LEVELS = ("steps", "output", "norm")
-SEARCHES = ("uniform", "jacobian-digits")
 COLUMNS = ("model", "search", "budget", "level", "seed", "calibrated", "finetuned")
+
+
+def judge_on(params, model: str, start, held_out: int | None):
+    """The test images, or so many training images that no training has seen, the same number of each class."""
+    if held_out is None:
+        return start.target.images(start.network, "test", params.target.test_images)
+    every = start.target.images(start.network, "train")
+    labels = every.labels.numpy()
+    seen: set[int] = set()
+    for stage in ("pretrain", "finetune"):
+        settings = params.training(stage, model)
+        seen.update(sample_indices(labels, settings.images or len(labels), "balanced", settings.seed))
+    others = sorted(set(range(len(labels))) - seen)
+    if len(others) < held_out:
+        raise SystemExit(f"--held-out: training leaves {len(others)} images, fewer than {held_out}")
+    return every.subset(others).balanced(held_out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--csv", type=Path, default=Path("finetune_start.csv"))
+    parser.add_argument("--held-out", type=int, metavar="COUNT")
+    parser.add_argument("--models", help="by default all of the experiment, as budgets and seeds")
+    parser.add_argument("--searches", default="uniform,jacobian-digits")
+    parser.add_argument("--budgets")
+    parser.add_argument("--seeds")
+    parser.add_argument("--levels", default="steps,output,norm")
     options = parser.parse_args()
     limit_threads(1)
 
@@ -37,20 +63,21 @@ def main() -> None:
     params = load_params(options.params)
     root, batch = Path(params.results), params.evaluate.batch_size
     done, record = resumable(options.csv, COLUMNS, keys=5)
-    cases = [(m, s, b, level, seed) for m in params.grid.models for s in SEARCHES for b in params.grid.budgets
-             for seed in params.grid.seeds for level in LEVELS]  # fmt: skip
-    for model, search, budget, level, seed in cases:
+    grid = params.grid
+    axes = [(grid.models, options.models), ([], options.searches), (grid.budgets, options.budgets)]
+    axes += [(grid.seeds, options.seeds), ([], options.levels)]
+    for model, search, budget, seed, level in product(*(given.split(",") if given else all_ for all_, given in axes)):
         if (model, search, budget, level, str(seed)) in done:
             continue
-        device, settings = set_up("cpu", 1, seed), params.training("finetune", model)
+        device, settings = set_up("cpu", 1, int(seed)), params.training("finetune", model)
         use_kernels(settings.kernels)
         policy = root / f"search/{model}/{search}/{budget}/{params.grid.seeds[0]}/policy.json"
         start = quantized(params, model, root / f"models/{model}/fp.safetensors", policy, device)
         calibrate(start, level, CALIBRATION_IMAGES, settings.seed, device)
-        test = start.target.images(start.network, "test", params.target.test_images)
-        before = evaluate(start.network, test, batch, device)["top1"]
-        train(start.network, settings, start.train, seed, device, Meter(device))
-        after = evaluate(start.network, test, batch, device)["top1"]
+        judged = judge_on(params, model, start, options.held_out)
+        before = evaluate(start.network, judged, batch, device)["top1"]
+        train(start.network, settings, start.train, int(seed), device, Meter(device))
+        after = evaluate(start.network, judged, batch, device)["top1"]
         record(model, search, budget, level, seed, f"{before:.2f}", f"{after:.2f}")
 
 

@@ -168,12 +168,12 @@ def main() -> None:
     machine = f"{processor_name()}, {options.threads} threads"
 
     def judged(policy: np.ndarray) -> tuple[float, float]:
-        net = ranked.quantized([(BITS[w], BITS[a]) for w, a in policy], ranked.calibration)
+        net = ranked.quantized([(BITS[w], BITS[a]) for w, a in policy], ranked.calibration, "steps")
         found = evaluate(net, ranked.judged, 50, torch.device("cpu"))
         return round(found["top1"], 2), round(found["loss"], 4)
 
     for spec in options.budgets.split(","):
-        policies, top1, loss = drawn(options.policies, ranked.name, spec, options.count)
+        policies, top1, loss = drawn(options.policies, ranked.name, "steps", spec, options.count)
         half = top1 >= np.median(top1) if len(top1) else None
         for proxy in options.proxies.split(","):
             names = ("first order", *WEIGHTS, "at its choice", "geometric", "at uniform")

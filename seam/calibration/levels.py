@@ -2,7 +2,7 @@
 
 steps        inputs: of least squared error (one pass)
 output       inputs and weights: of least error of each layer's output
-norm         and BatchNorm's statistics re-estimated for the quantized network
+norm         and BatchNorm's statistics re-estimated for the quantized network, layer by layer with the steps
 reconstruct  from `output` on: rounding, steps, biases and normalisation learned, one block after the other
 """
 
@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from seam.calibration.norm import re_estimate
+from seam.calibration.norm import fit_and_re_estimate
 from seam.calibration.output_error import fit_to_outputs
 from seam.calibration.reconstruct import reconstruct
 from seam.data.image_sets import TensorSet, in_memory
@@ -57,10 +57,10 @@ def calibrate(
     teacher = full_precision(model)
     ((x, _),) = images.subset(range(min(_IMAGES, len(images)))).batches(_IMAGES, device=device)
     with phase("steps of least output error"):
-        fit_to_outputs(model, x)
-    if level == "norm":
-        with phase("re-estimate BatchNorm"):
-            re_estimate(model, teacher, x)
+        if level == "norm":
+            fit_and_re_estimate(model, teacher, x)
+        else:
+            fit_to_outputs(model, x)
     if level != "reconstruct":
         return []
     if not isinstance(images, TensorSet):

@@ -8,16 +8,19 @@ that the next activation rectifies adds up from layer to layer.
 import torch
 from torch import Tensor, nn
 
+from seam.calibration.output_error import fit_to_outputs
 from seam.models.shared_inputs import watch
 from seam.quant.apply import input_quantizers
 
 
 @torch.no_grad()
-def re_estimate(model: nn.Module, teacher: nn.Module, x: Tensor) -> list[str]:
-    """Set the statistics of each BatchNorm behind a quantized layer, in place; returns the layers that have one.
+def fit_and_re_estimate(model: nn.Module, teacher: nn.Module, x: Tensor) -> list[str]:
+    """Choose each layer's steps by `fit_to_outputs`, then the statistics of the BatchNorm behind it, in place; returns
+    the layers that have one.
 
     One pass of the full-precision `teacher` and one of the model over the images x [N, C, H, W], in order of execution:
-    a layer reads what those before it hand on with their new statistics.
+    a layer's steps are chosen for what those before it hand on with their new statistics. An error's mean, a channel,
+    does not count in the choice: the statistics take it away.
     """
     model.eval()
     teacher.eval()
@@ -28,14 +31,16 @@ def re_estimate(model: nn.Module, teacher: nn.Module, x: Tensor) -> list[str]:
         wanted[name] = _moments(output)
 
     def set_statistics(name: str, output: Tensor, functional: bool) -> None:
+        if name not in norms:
+            return
         norm, (mean, variance), (old_mean, old_variance) = norms[name], _moments(output), wanted[name]
         ratio = (variance + norm.eps) / (old_variance + norm.eps)
         norm.running_mean.sub_(old_mean).mul_(ratio.sqrt()).add_(mean)
         norm.running_var.mul_(ratio)
 
-    for network, after in ((teacher, note), (model, set_statistics)):
-        with watch(network, norms, lambda name, x: None, after):
-            network(x)
+    with watch(teacher, norms, lambda name, x: None, note):
+        teacher(x)
+    fit_to_outputs(model, x, norms, set_statistics)
     return list(norms)
 
 

@@ -5,6 +5,8 @@ count more, and a weight's error meets the inputs that are really there (Wu et a
 LAPQ).
 """
 
+from collections.abc import Callable, Container
+
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +20,20 @@ _IMAGES = 4  # ... and of how many images at least
 
 
 @torch.no_grad()
-def fit_to_outputs(model: nn.Module, x: Tensor) -> None:
+def fit_to_outputs(
+    model: nn.Module,
+    x: Tensor,
+    means_return: Container[str] = (),
+    after: Callable[[str, Tensor, bool], None] = lambda name, output, functional: None,
+) -> None:
     """Choose the steps of each layer anew, in place: its input's, then its weight's, a step a channel.
 
     One pass over the images x [N, C, H, W] in order of execution: a layer reads what the layers before it hand on with
     their new steps. Wanted is its full-precision output for this input. Layers that share an input quantizer read it
     with the step that the first of them chose. Call `seam.quant.apply.calibrate` first.
+
+    means_return: layers whose error's mean, a channel, does not count, since BatchNorm will take it away. after: of
+    `seam.models.shared_inputs.watch`, called when a layer's steps are there.
     """
     modules = dict(model.named_modules())
     chosen: set[int] = set()
@@ -37,14 +47,16 @@ def fit_to_outputs(model: nn.Module, x: Tensor) -> None:
         some = read[: max(_IMAGES, _ELEMENTS // read[0].numel())]
         first = id(inputs) not in chosen
         chosen.add(id(inputs))
-        _fit_layer(layer, inputs, weight_quantizer(layer), some, first)
+        _fit_layer(layer, inputs, weight_quantizer(layer), some, first, name in means_return)
 
     model.eval()
-    with watch(model, input_quantizers(model), choose):
+    with watch(model, input_quantizers(model), choose, after):
         model(x)
 
 
-def _fit_layer(layer: nn.Module, inputs: Quantizer, weight: Quantizer, x: Tensor, own_input: bool) -> None:
+def _fit_layer(
+    layer: nn.Module, inputs: Quantizer, weight: Quantizer, x: Tensor, own_input: bool, mean_returns: bool
+) -> None:
     def output(given: Tensor) -> Tensor:
         inputs.enabled = False  # `given` is as the layer is to see it
         try:
@@ -53,10 +65,13 @@ def _fit_layer(layer: nn.Module, inputs: Quantizer, weight: Quantizer, x: Tensor
             inputs.enabled = True
 
     def errors(given: Tensor, channels: bool) -> Tensor:
-        error = (output(given) - wanted).square_()
+        error, conv = output(given) - wanted, isinstance(layer, nn.Conv2d)
+        if mean_returns:
+            error -= error.mean((0, 2, 3), keepdim=True) if conv else error.flatten(0, -2).mean(0)
+        error.square_()
         if not channels:
             return error.sum()
-        return error.sum((0, 2, 3)) if isinstance(layer, nn.Conv2d) else error.flatten(0, -2).sum(0)
+        return error.sum((0, 2, 3)) if conv else error.flatten(0, -2).sum(0)
 
     factors = _FACTORS.to(x.device)
     weight.enabled = False

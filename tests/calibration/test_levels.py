@@ -8,6 +8,7 @@ from digit_training import CPU
 import seam.tool as tool
 from seam.calibration import reconstruct as reconstruction
 from seam.calibration.levels import LEVELS, calibrate, full_precision
+from seam.calibration.output_error import fit_to_outputs
 from seam.data.image_sets import TensorSet
 from seam.errors import SeamError
 from seam.models.find import find_layers
@@ -87,6 +88,50 @@ def test_steps_of_least_output_error_are_those_of_a_search_by_hand(digits):
         best = torch.linspace(0.55, 1.45, 13)[errors.index(min(errors))]
     torch.testing.assert_close(second.input_quantizer.log_step.detach(), start + best.log())
     assert not torch.equal(weight_quantizer(first).log_step, weight_quantizer(second).log_step)
+
+
+def moments_behind_norms(model, x):
+    """[C] mean and variance of what each BatchNorm hands on."""
+    found, norms = [], [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    hooks = [
+        m.register_forward_hook(lambda _, args, y: found.append((y.mean((0, 2, 3)), y.var((0, 2, 3))))) for m in norms
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_norm_gives_each_channel_the_mean_and_variance_of_full_precision(digits):
+    images = digits.train.subset(range(64))
+    x = next(iter(images.batches(64)))[0]
+    wanted = moments_behind_norms(digits.model, x)
+    output, norm = digits.quantized("w2a2"), digits.quantized("w2a2")
+    for model, level in ((output, "output"), (norm, "norm")):
+        calibrate(model, images, level, CPU)
+    for found, expected in zip(moments_behind_norms(norm, x), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    far = zip(moments_behind_norms(output, x), wanted, strict=True)
+    assert any((found[0] - expected[0]).abs().max() > 0.1 for found, expected in far)
+
+
+def test_an_error_that_norm_takes_away_does_not_count_in_the_choice_of_steps():
+    """A depthwise layer whose error at two bits is mostly a shift: its steps are those of the least variance."""
+    x = torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0)) + 3
+    conv = torch.nn.Conv2d(1, 1, 3, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.linspace(-0.3, 1, 9).view(1, 1, 3, 3))
+    errors = {}
+    for means_return in ((), ("0",)):
+        net = torch.nn.Sequential(copy.deepcopy(conv), torch.nn.BatchNorm2d(1))
+        quantize(net, {"0": (2, 8)}, [layer for layer in find_layers(net, (1, 6, 6)) if layer.name == "0"])
+        fit_steps(net, [(x, None)])
+        fit_to_outputs(net, x, means_return)
+        with torch.no_grad():
+            errors[means_return] = net[0](x) - torch.nn.functional.conv2d(x, conv.weight)
+    assert errors["0",].var() < errors[()].var()
+    assert errors[()].square().mean() < errors["0",].square().mean()
 
 
 def test_reconstruction_lowers_the_error_of_each_block_and_leaves_what_is_not_its_own(digits):
