@@ -18,8 +18,13 @@ from transfer import BITS, resumable
 
 from seam.runtime.cores import limit_threads
 
-SEARCHES = ("jacobian-digits", "jacobian-fit-digits", "uniform")
-METHODS = ("jacobian", "jacobian_fit")
+SEARCHES = ("jacobian-digits", "jacobian-norm-digits", "jacobian-fit-digits", "uniform")
+METHODS = {  # options of each
+    "jacobian": ("jacobian", {}),
+    "jacobian-norm": ("jacobian", {"calibration": "norm"}),
+    "jacobian-fit": ("jacobian_fit", {}),
+    "uniform": ("uniform", {}),
+}
 COLUMNS = ("model", "budget", "search", "proxy", "seed", "top1", "cross_entropy", "images", "machine")
 
 
@@ -61,11 +66,12 @@ def main() -> None:
             for seed in options.seeds.split(","):
                 images = every.subset(sample_indices(every.labels.numpy(), 128, "balanced", int(seed)))
                 images.name = proxy
-                for method in METHODS:
-                    if (ranked.name, budget, method, proxy, seed) not in done:
-                        settings = {"method": method, "seed": int(seed), "settings": {"bits": BITS}}
-                        policy = tool.search(ranked.model, images, budget, **settings)
-                        judge(policy, budget, method, proxy, seed)
+                for search, (method, chosen) in METHODS.items():
+                    about = (search, "", "0") if method == "uniform" else (search, proxy, seed)
+                    if (ranked.name, budget, *about) not in done:
+                        settings = {"method": method, "seed": int(seed), "settings": {"bits": BITS, "options": chosen}}
+                        judge(tool.search(ranked.model, images, budget, **settings), budget, *about)
+                        done.add((ranked.name, budget, *about))
 
 
 if __name__ == "__main__":

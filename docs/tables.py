@@ -324,6 +324,18 @@ def norm_level() -> str:
     return table(("network", *(f"`{method}`" for method in methods)), lines, 1)
 
 
+def finetune_start() -> str:
+    """Calibrated -> finetuned from each level: a network, budget and policy a line."""
+    found = rows("finetune_start_pretrained")
+    levels = [level for (level,) in grouped(found, "level")]
+    lines = []
+    for (model, budget, search), group in grouped(found, "model", "budget", "search").items():
+        at = {row["level"]: row for row in group}
+        cells = [f"{float(at[n]['calibrated']):.1f} → {float(at[n]['finetuned']):.1f}" if n in at else NOT_RUN for n in levels]
+        lines.append([place_name(model, budget), named(search), *cells])
+    return table(("network", "policy", *(f"from `{level}`" for level in levels)), lines, 2)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "transfer": transfer,
     "sizes": sizes,
@@ -337,6 +349,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks_pretrained": partial(ranks, "ranks_pretrained"),
     "terms": terms,
     "norm_level": norm_level,
+    "finetune_start": finetune_start,
     "choices_pretrained": partial(choices, "ranks_pretrained"),
 }
 

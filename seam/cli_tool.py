@@ -184,7 +184,7 @@ def finetune(
 
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
-    quantized = api.calibrate(api.quantize(network, policy), images, device=device, level="output")
+    quantized = api.calibrate(api.quantize(network, policy), images, device=device, level="norm")
     options = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -216,7 +216,7 @@ def finetune(
         typer.echo(f"on {len(held)} held-out images, calibrated -> finetuned: {', '.join(measured)}")
         if after["top1"] < before["top1"]:
             typer.echo(
-                "finetuning made it worse: evaluate and export the full-precision --weights, calibrated, "
+                "finetuning made it worse: take what `seam calibrate` writes, from which it began, "
                 "or finetune longer, on more images or with a lower --lr",
                 err=True,
             )

@@ -147,11 +147,11 @@ class Training(_Frozen):
 class Finetune(Training):
     """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam).
 
-    BatchNorm's statistics stay those of full precision by default: in a short training they drift to the images and to
-    the noise faster than the weights follow.
+    BatchNorm's statistics stay as calibration leaves them by default: in a short training they drift to the images and
+    to the noise faster than the weights follow.
     """
 
-    calibration: Literal["steps", "output", "norm"] = "output"  # level that it starts from
+    calibration: Literal["steps", "output", "norm"] = "norm"  # level that it starts from
     step_lr: Positive = 1e-2  # learning rate of the quantizers' log steps (Adam)
     batch_norm: Literal["frozen", "updated"] = "frozen"  # its statistics; weights and biases are trained
     distillation: Share = 0.0  # of the loss: how far the full-precision network's predictions are; the rest: labels

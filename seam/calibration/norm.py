@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seam.calibration.output_error import fit_to_outputs
+from seam.models.norms import norms_behind
 from seam.models.shared_inputs import watch
 from seam.quant.apply import input_quantizers
 
@@ -24,7 +25,7 @@ def fit_and_re_estimate(model: nn.Module, teacher: nn.Module, x: Tensor) -> list
     """
     model.eval()
     teacher.eval()
-    norms = _norms_behind(model, x[:1])
+    norms = norms_behind(model, input_quantizers(model), x[:1])
     wanted: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str, output: Tensor, functional: bool) -> None:
@@ -50,28 +51,3 @@ def _moments(output: Tensor) -> tuple[Tensor, Tensor]:
     rows = output.movedim(1, -1).reshape(-1, output.shape[1])
     mean = rows.mean(0)
     return mean, rows.sub(mean).square_().mean(0)
-
-
-def _norms_behind(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
-    """Quantized layer -> the BatchNorm with running statistics that reads its output; for layers called once."""
-    made: dict[int, str] = {}
-    alive: list[Tensor] = []  # else a freed tensor's identity could be another's
-    found: dict[str, nn.Module] = {}
-
-    def note(name: str, output: Tensor, functional: bool) -> None:
-        alive.append(output)
-        made[id(output)] = name
-
-    def read(norm: nn.Module, args: tuple) -> None:
-        if args and (name := made.get(id(args[0]))):
-            found[name] = norm
-
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    hooks = [norm.register_forward_pre_hook(read) for norm in norms if norm.running_mean is not None]
-    try:
-        with watch(model, input_quantizers(model), lambda name, x: None, note):
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found

@@ -20,9 +20,13 @@ The method trains nothing. Options:
         as much weight again lies on those between the centroids of the proxy's classes, and with classifier on those
         between the target's own classes (the rows of its classifier): error along them eats up the class margin, the
         idea of SEAM (Tang et al. 2023) as a metric.
+    calibration: the level at which the policy will be calibrated. With norm, BatchNorm's statistics will be
+        re-estimated, which gives each channel of a layer's output its mean and variance back. So of the error e that a
+        tensor's D makes in an output o, only that part counts which they leave, to first order
+        e - mean(e) - (o - mean(o)) cov(o, e) / var(o), a channel, over a batch. With steps (the default) all counts.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -33,6 +37,7 @@ from torch import Tensor, nn
 from seam.errors import SeamError, unknown
 from seam.models.features import capture_features, extract_features, feature_count
 from seam.models.find import classifier_layer
+from seam.models.norms import norms_behind
 from seam.models.shared_inputs import watch
 from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
@@ -40,7 +45,7 @@ from seam.search.tensors import View, Watched, check_unchanged, falling, negated
 
 DATA = True
 QUANTIZERS = False  # their errors are taken here, at steps of their own
-OPTIONS = ("images", "draws", "directions", "start")  # the last one is `seam`'s
+OPTIONS = ("images", "draws", "directions", "calibration", "start")  # the last one is `seam`'s
 IMAGES = 128
 DRAWS = 2
 BATCH = 16
@@ -56,21 +61,25 @@ def feature_errors(problem: Problem, seen: View) -> np.ndarray:
     settings, (x, labels, draws, watched) = problem.settings, seen
     with problem.meter.part("setup"):
         across = _across(problem, x, labels)
+        normalised = _normalised(problem, x, watched)
     noise = torch.Generator(problem.device).manual_seed(problem.seed)
-    batches = [(part, _directions(problem, len(part), draws, across, noise)) for part in x.split(BATCH)]
+    # Evenly: the statistics of a small rest would tell nothing.
+    parts = x.tensor_split(-(-len(x) // BATCH)) if normalised else x.split(BATCH)
+    batches = [(part, _directions(problem, len(part), draws, across, noise)) for part in parts]
     errors = torch.zeros(2, len(watched), len(settings.bits), dtype=torch.float64, device=problem.device)
 
     def squares(batch: tuple[Tensor, Tensor]) -> Tensor:
         _propagate(problem.model, *batch, watched)
-        found = _squares(watched, len(batch[0]))
+        found = _squares(watched, len(batch[0]), normalised)
         for one in watched.values():
             one.forget()
         return found
 
     with problem.meter.part("sensitivity"):
         errors = share_out(batches, squares, errors, "jacobian")
-    # A forward pass; a backward pass without gradients of weights for each draw; all layers for each bit-width.
-    problem.meter.look(len(x), forwards=1 + draws + len(settings.bits))
+    # A forward pass; a backward pass without gradients of weights for each draw; all layers for each bit-width, and
+    # again for the errors of inputs where these are seen in outputs.
+    problem.meter.look(len(x), forwards=1 + draws + len(settings.bits) * (2 if normalised else 1))
     # More bits are never worse; where estimates say so it is noise.
     return np.apply_along_axis(falling, 2, errors.cpu().numpy() / (len(x) * draws))
 
@@ -92,6 +101,14 @@ def _across(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:
     if not rows.norm() > 0:
         raise SeamError(f"options.directions: {kind} needs at least two classes")
     return rows * (rows.shape[1] ** 0.5 / rows.norm())
+
+
+def _normalised(problem: Problem, x: Tensor, watched: Mapping[str, Watched]) -> set[str]:
+    """The layers whose outputs BatchNorm will give their means and variances back."""
+    level = problem.settings.options.get("calibration", "steps")
+    if level not in ("steps", "norm"):
+        raise unknown("calibration", str(level), ("steps", "norm"), "options")
+    return set(norms_behind(problem.model, watched, x[:1])) if level == "norm" else set()
 
 
 def _directions(problem: Problem, count: int, draws: int, across: Tensor | None, noise: torch.Generator) -> Tensor:
@@ -127,18 +144,49 @@ def _propagate(model: nn.Module, x: Tensor, directions: Tensor, watched: Mapping
 
 
 @torch.no_grad()
-def _squares(watched: Mapping[str, Watched], count: int) -> Tensor:
-    """[2, L, B] sum over draws and images of (u_i J_ti D)^2, from what `_propagate` left of `count` images."""
-    layers = list(watched.values())
+def _squares(watched: Mapping[str, Watched], count: int, normalised: Container[str]) -> Tensor:
+    """[2, L, B] sum over draws and images of (u_i J_ti D)^2, from what `_propagate` left of `count` images.
+
+    Of the errors of `normalised` layers' outputs only what re-estimated statistics leave counts.
+    """
+    layers, names = list(watched.values()), list(watched)
+
+    def left(one: Watched, call: int, error: Callable[[int], Tensor], b: int) -> Tensor:
+        return _less_moments(error(b), one.outputs[call])
+
     width = len(layers[0].errors)
     squares = torch.zeros(2, len(layers), width, dtype=torch.float64, device=layers[0].errors[0].device)
     for i, one in enumerate(layers):
         calls = [(g, partial(one.moved, x)) for x, g in zip(one.reads, one.given, strict=True)]
+        if names[i] in normalised:
+            calls = [(g, partial(left, one, call, error)) for call, (g, error) in enumerate(calls)]
         squares[0, i] = _projected(calls, width, count)
-        readers = [other for other in layers if other.group == i]  # of a shared input, all at the group's first layer
-        pairs = (pair for other in readers for pair in zip(other.reads, other.taken, strict=True))
-        squares[1, i] = _projected([(g, partial(one.inputs.error, x)) for x, g in pairs], width, count)
+        calls = []
+        for name, other in watched.items():  # all readers of a shared input, at the group's first layer
+            if other.group != i:
+                continue
+            for call, x in enumerate(other.reads):
+                error = partial(one.inputs.error, x)
+                if name in normalised:
+                    carried = partial(_carried, other, error)
+                    calls.append((other.given[call], partial(left, other, call, carried)))
+                else:
+                    calls.append((other.taken[call], error))
+        squares[1, i] = _projected(calls, width, count)
     return squares
+
+
+def _carried(reader: Watched, error: Callable[[int], Tensor], b: int) -> Tensor:
+    return reader.carried(error(b))
+
+
+def _less_moments(error: Tensor, output: Tensor) -> Tensor:
+    """What is left of an output's error [N, C, ...] where each channel gets its mean and variance back."""
+    over = [0, *range(2, error.dim())]
+    error = error - error.mean(over, keepdim=True)
+    centred = output - output.mean(over, keepdim=True)
+    variance = centred.square().mean(over, keepdim=True)
+    return error - centred * ((error * centred).mean(over, keepdim=True) / variance.clamp(min=1e-12))
 
 
 def _projected(calls: Iterable[tuple[list[Tensor], Callable[[int], Tensor]]], width: int, count: int) -> Tensor:

@@ -39,7 +39,7 @@ class Watched:
     errors: B tensors Q_b(weight) - weight. group: number of the first layer that reads the same input.
     reads: the input as the layer was given it at each call, a tensor of its own to autograd, so that its gradient is
     the one by way of this layer alone. versions: of the reads, to notice changes in place. taken: those gradients,
-    given: those of the outputs, for each call one a draw (none where the features do not depend on it).
+    given: those of the outputs, for each call one a draw (none where the features do not depend on it); outputs: these.
     """
 
     layer: nn.Module
@@ -50,6 +50,7 @@ class Watched:
     versions: list[int] = field(default_factory=list)
     taken: list[list[Tensor]] = field(default_factory=list)
     given: list[list[Tensor]] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
 
     def read(self, _: nn.Module, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -60,21 +61,29 @@ class Watched:
         return x
 
     def note(self, output: Tensor) -> None:
-        """Collect the gradients of an output."""
+        """Keep an output, and collect its gradients."""
         gradients: list[Tensor] = []
+        self.outputs.append(output.detach())
         output.register_hook(lambda g: gradients.append(g.detach()))
         self.given.append(gradients)
 
     def forget(self) -> None:
         """Let go of the tensors of a pass."""
-        for kept in (self.reads, self.versions, self.taken, self.given):
+        for kept in (self.reads, self.versions, self.taken, self.given, self.outputs):
             kept.clear()
 
     def moved(self, x: Tensor, b: int) -> Tensor:
         """layer(x; Q_b(weight) - weight), without the bias: what the weight's error adds to the output."""
+        return self._linear(x, self.errors[b])
+
+    def carried(self, x: Tensor) -> Tensor:
+        """layer(x), without the bias: what the error x of the input adds to the output."""
+        return self._linear(x, weight_parameter(self.layer).data)
+
+    def _linear(self, x: Tensor, weight_data: Tensor) -> Tensor:
         weight, bias = weight_parameter(self.layer), self.layer.bias
         whole = weight.data
-        weight.data, self.layer.bias = self.errors[b], None
+        weight.data, self.layer.bias = weight_data, None
         try:
             return self.layer.forward(x)  # without hooks
         finally:
