@@ -20,7 +20,7 @@ from seam.runtime.cores import limit_threads
 
 SEARCHES = ("jacobian-digits", "jacobian-norm-digits", "jacobian-fit-digits", "uniform")
 METHODS = {  # options of each
-    "jacobian": ("jacobian", {}),
+    "jacobian": ("jacobian", {"calibration": "steps"}),
     "jacobian-norm": ("jacobian", {"calibration": "norm"}),
     "jacobian-fit": ("jacobian_fit", {}),
     "uniform": ("uniform", {}),

@@ -34,7 +34,19 @@ from transfer import BITS, CALIBRATION, photographs, resumable
 
 from seam.runtime.cores import available_cores, limit_threads
 
-METHODS = ("jacobian", "jacobian_fit", "fit", "hawq", "sqnr", "sensitivity", "sensitivity kl", "seam", "limpq")
+METHODS = (
+    "jacobian",
+    "jacobian norm",
+    "jacobian_fit",
+    "fit",
+    "hawq",
+    "sqnr",
+    "sensitivity",
+    "sensitivity kl",
+    "seam",
+    "limpq",
+)
+CHANGES = {"kl": {"distance": "kl"}, "norm": {"calibration": "norm"}}  # of a method, by options
 TRAINED = ("seam", "limpq")  # on 512 labelled images of a proxy; the others look at 128, without labels
 BUDGETED = ("seam",)  # its preferences are those at one budget
 WHOLE = ("features moved", "class margin")
@@ -217,9 +229,9 @@ def main() -> None:
     @cache
     def table_of(search: str, proxy: str, spec: str):
         """A search's method, its problem at a budget, and its table of preferences."""
-        method, _, distance = search.partition(" ")
+        method, _, change = search.partition(" ")
         found, budget = load_method(method), parse_budget(spec, layers, BITS)
-        settings = SearchSettings(bits=BITS, options={"distance": distance} if distance else {})
+        settings = SearchSettings(bits=BITS, options=CHANGES.get(change, {}))
         images = proxy_images(proxy, 512 if method in TRAINED else 128)
         limit_threads(options.threads)
         torch.manual_seed(0)

@@ -123,7 +123,7 @@ def main() -> None:
             start = time.perf_counter()
             given = {"bits": BITS, **settings}
             if method == "jacobian":
-                given["options"] = {"images": count, **settings.get("options", {})}
+                given["options"] = {"images": count, "calibration": "steps", **settings.get("options", {})}
             policy = tool.search(model, images, budget, method=method, seed=seed, settings=given)
             taken = f"{time.perf_counter() - start:.1f}" if proxy else ""
             quantized = tool.calibrate(tool.quantize(model, policy), calibration)

@@ -331,7 +331,10 @@ def finetune_start() -> str:
     lines = []
     for (model, budget, search), group in grouped(found, "model", "budget", "search").items():
         at = {row["level"]: row for row in group}
-        cells = [f"{float(at[n]['calibrated']):.1f} → {float(at[n]['finetuned']):.1f}" if n in at else NOT_RUN for n in levels]
+        cells = [
+            f"{float(at[n]['calibrated']):.1f} → {float(at[n]['finetuned']):.1f}" if n in at else NOT_RUN
+            for n in levels
+        ]
         lines.append([place_name(model, budget), named(search), *cells])
     return table(("network", "policy", *(f"from `{level}`" for level in levels)), lines, 2)
 

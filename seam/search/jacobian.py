@@ -151,15 +151,12 @@ def _squares(watched: Mapping[str, Watched], count: int, normalised: Container[s
     """
     layers, names = list(watched.values()), list(watched)
 
-    def left(one: Watched, call: int, error: Callable[[int], Tensor], b: int) -> Tensor:
-        return _less_moments(error(b), one.outputs[call])
-
     width = len(layers[0].errors)
     squares = torch.zeros(2, len(layers), width, dtype=torch.float64, device=layers[0].errors[0].device)
     for i, one in enumerate(layers):
         calls = [(g, partial(one.moved, x)) for x, g in zip(one.reads, one.given, strict=True)]
         if names[i] in normalised:
-            calls = [(g, partial(left, one, call, error)) for call, (g, error) in enumerate(calls)]
+            calls = [(g, _less_moments(error, o)) for (g, error), o in zip(calls, one.outputs, strict=True)]
         squares[0, i] = _projected(calls, width, count)
         calls = []
         for name, other in watched.items():  # all readers of a shared input, at the group's first layer
@@ -168,8 +165,9 @@ def _squares(watched: Mapping[str, Watched], count: int, normalised: Container[s
             for call, x in enumerate(other.reads):
                 error = partial(one.inputs.error, x)
                 if name in normalised:
-                    carried = partial(_carried, other, error)
-                    calls.append((other.given[call], partial(left, other, call, carried)))
+                    calls.append(
+                        (other.given[call], _less_moments(partial(_carried, other, error), other.outputs[call]))
+                    )
                 else:
                     calls.append((other.taken[call], error))
         squares[1, i] = _projected(calls, width, count)
@@ -180,13 +178,18 @@ def _carried(reader: Watched, error: Callable[[int], Tensor], b: int) -> Tensor:
     return reader.carried(error(b))
 
 
-def _less_moments(error: Tensor, output: Tensor) -> Tensor:
-    """What is left of an output's error [N, C, ...] where each channel gets its mean and variance back."""
-    over = [0, *range(2, error.dim())]
-    error = error - error.mean(over, keepdim=True)
+def _less_moments(error: Callable[[int], Tensor], output: Tensor) -> Callable[[int], Tensor]:
+    """What is left of error(b), of an output [N, C, ...], where each channel gets its mean and variance back."""
+    over = [0, *range(2, output.dim())]
     centred = output - output.mean(over, keepdim=True)
-    variance = centred.square().mean(over, keepdim=True)
-    return error - centred * ((error * centred).mean(over, keepdim=True) / variance.clamp(min=1e-12))
+    variance = centred.square().mean(over, keepdim=True).clamp_(min=1e-12)
+
+    def left(b: int) -> Tensor:
+        found = error(b)
+        shared = (found * centred).mean(over, keepdim=True).div_(variance)
+        return found.sub_(found.mean(over, keepdim=True)).addcmul_(centred, shared, value=-1)
+
+    return left
 
 
 def _projected(calls: Iterable[tuple[list[Tensor], Callable[[int], Tensor]]], width: int, count: int) -> Tensor:

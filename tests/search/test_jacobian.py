@@ -1,4 +1,5 @@
 import copy
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from seam.errors import SeamError
 from seam.models.build import build
 from seam.models.features import capture_features
 from seam.models.layers import Layer
+from seam.models.norms import norms_behind
 from seam.policy.budget import parse_budget
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples, quantize
 from seam.quant.kernels import use_kernels
@@ -40,8 +42,30 @@ def features(model, x):
     return F.normalize(captured[-1], dim=1)
 
 
-def brute_force(model, given, widths=BITS, share=1e-3):
-    """[2, L, B] mean_i ||J_ti D||^2 by central differences: a small part of each tensor's own quantization error."""
+@contextmanager
+def with_moments_of(net, x, names):
+    """The named layers' outputs keep, a channel, the mean and standard deviation that they have now for images x."""
+    wanted = {}
+
+    def keep(name, output):
+        spread, mean = torch.std_mean(output, (0, 2, 3), keepdim=True)
+        if name not in wanted:
+            wanted[name] = spread, mean
+        return (output - mean) / spread * wanted[name][0] + wanted[name][1]
+
+    modules = dict(net.named_modules())
+    hooks = [modules[n].register_forward_hook(lambda _, args, y, n=n: keep(n, y)) for n in names]
+    features(net, x)
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def brute_force(model, given, widths=BITS, share=1e-3, normalised=()):
+    """[2, L, B] mean_i ||J_ti D||^2 by central differences: a small part of each tensor's own quantization error.
+
+    normalised: layers whose outputs' means and variances the error does not change.
+    """
     searched = [layer for layer in given.layers if not layer.fixed]
     result = np.zeros((2, len(searched), len(widths)))
     model = copy.deepcopy(model).double()
@@ -58,6 +82,10 @@ def brute_force(model, given, widths=BITS, share=1e-3):
             for kind, quantizer in enumerate(pair):
                 if kind and given.groups.index(given.groups[i]) != i:
                     continue
+                readers = [
+                    one.name for one, group in zip(searched, given.groups, strict=True) if group == given.groups[i]
+                ]
+                kept = {searched[i].name} if kind == 0 else set(readers)
                 moved = []
                 for sign in (1, -1):
                     forward = type(quantizer).forward
@@ -67,8 +95,9 @@ def brute_force(model, given, widths=BITS, share=1e-3):
                         error = forward(q, t) - t
                         return t + sign * share * error
 
-                    quantizer.forward = partly
-                    moved.append(features(net, x))
+                    with with_moments_of(net, x, kept.intersection(normalised)):
+                        quantizer.forward = partly
+                        moved.append(features(net, x))
                     del quantizer.forward
                     quantizer.enabled = False
                 result[kind, i, b] = ((moved[0] - moved[1]) / (2 * share)).square().sum(1).mean()
@@ -87,6 +116,37 @@ def test_equals_brute_force(name):
         for found, true in ((-table[i, :, -1], weights[i]), (-table[i, -1, :], inputs[i])):
             assert found[0] - found[1] == pytest.approx(true[0] - true[1], rel=0.3, abs=1e-7)
     assert -table[:, 0, 0].sum() == pytest.approx(weights[:, 0].sum() + inputs[:, 0].sum(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "resnet10t"])
+def test_what_re_estimated_statistics_take_away_does_not_count(name):
+    torch.manual_seed(0)
+    model = whole(create(name) if name in MODELS else build(Model(name=name), 10, 3))
+    given = problem(model, images(), draws=200)
+    plain = jacobian.preferences(given)
+    given = problem(model, images(), draws=200)
+    given.settings.options["calibration"] = "norm"
+    table = jacobian.preferences(given)
+    names = [layer.name for layer in given.layers if not layer.fixed]
+    weights, inputs = brute_force(model, given, BITS[:2], normalised=norms_behind(model, names, given.images.x))
+    for i in range(len(table)):
+        for found, true in ((-table[i, :, -1], weights[i]), (-table[i, -1, :], inputs[i])):
+            assert found[0] - found[1] == pytest.approx(true[0] - true[1], rel=0.4, abs=1e-7)
+    assert -table[:, 0, 0].sum() == pytest.approx(weights[:, 0].sum() + inputs[:, 0].sum(), rel=0.1)
+    assert table[:, 0, 0].sum() > 0.9 * plain[:, 0, 0].sum()  # less error
+
+
+def test_without_batch_norm_the_level_of_calibration_makes_no_difference():
+    model = create("test_convnext")
+    tables = []
+    for level in ("steps", "norm"):
+        given = problem(model, images(), draws=2)
+        given.settings.options["calibration"] = level
+        tables.append(jacobian.preferences(given))
+    assert np.array_equal(*tables)
+    given.settings.options["calibration"] = "nrom"
+    with pytest.raises(SeamError, match="did you mean norm"):
+        jacobian.preferences(given)
 
 
 @pytest.mark.parametrize("name", MODELS)
