@@ -81,8 +81,8 @@ def main() -> None:
         if kind != "uniform":
             proxy = tool.open_images("digits", model, data_root=options.data_root)
             proxy = proxy.subset(sample_indices(proxy.labels.numpy(), 128, "balanced", 0))
-        options = {"calibration": "steps"} if kind == "jacobian" else {}
-        return tool.search(model, proxy, budget, method=kind, settings={"bits": BITS, "options": options})
+        chosen = {"calibration": "steps"} if kind == "jacobian" else {}
+        return tool.search(model, proxy, budget, method=kind, settings={"bits": BITS, "options": chosen})
 
     if ("full precision", *[""] * 5) not in done:
         record("full precision", *[""] * 5, f"{tool.evaluate(model, judged)['top1']:.2f}", "", machine)

@@ -120,7 +120,7 @@ class Subject(NamedTuple):
 
         given = {layer.name: layer.fixed_bits for layer in self.layers if layer.fixed}
         net = quantize(copy.deepcopy(self.model), given | dict(zip(self.names, bits, strict=True)), self.layers)
-        return tool.calibrate(net, images, level=level)
+        return tool.calibrate(net, images, len(images), "cpu", level=level)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

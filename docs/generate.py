@@ -41,7 +41,10 @@ def pages() -> dict[Path, str]:
         DOCS / "reference/policy.md": NOTE + policy_file(),
         DOCS / "reference/jobs.md": NOTE + jobs(),
         DOCS / "img/pipeline.svg": pipeline(),
-        DOCS / "results.md": tables.fill((DOCS / "results.md").read_text(encoding="utf-8")),
+        **{
+            page: tables.fill(page.read_text(encoding="utf-8"))
+            for page in (DOCS / "results.md", DOCS / "calibration.md")
+        },
     }
 
 

@@ -313,15 +313,16 @@ def terms() -> str:
 
 def norm_level() -> str:
     """Calibrated with BatchNorm's statistics re-estimated: a network and budget a line, a method a column."""
-    found, methods = rows("norm_level"), {"jacobian": "jacobian", "jacobian_fit": "jacobian-fit", "uniform": "uniform"}
-    lines = []
+    found, lines = rows("norm_level"), []
+    methods = {"jacobian": "jacobian", "jacobian norm": "jacobian-norm", "jacobian_fit": "jacobian-fit"}
+    methods["uniform"] = "uniform"
     for place, group in grouped(found, "model", "budget").items():
         cells = []
         for start in methods.values():
-            own = [row for row in group if row["search"].replace("_", "-").removesuffix("-digits") == start]
+            own = [row for row in group if row["search"].removesuffix("-digits") == start]
             cells.append(", ".join(f"{float(row['top1']):.1f}" for row in own) or NOT_RUN)
         lines.append([place_name(*place), *cells])
-    return table(("network", *(f"`{method}`" for method in methods)), lines, 1)
+    return table(("network", *map(named, methods)), lines, 1)
 
 
 def finetune_start() -> str:

@@ -99,7 +99,8 @@ def test_tables_compare_seed_by_seed_and_correct_for_their_number():
 
 def test_every_table_of_the_results_page_is_made_from_rows(tmp_path):
     tables = loaded("tables")
-    named = re.findall(r"<!-- table (\w+) -->", (DOCS / "results.md").read_text(encoding="utf-8"))
+    pages = ((DOCS / page).read_text(encoding="utf-8") for page in ("results.md", "calibration.md"))
+    named = [name for page in pages for name in re.findall(r"<!-- table (\w+) -->", page)]
     assert named and set(named) <= set(tables.TABLES)
     tables.BENCHMARKS = tmp_path
     (tmp_path / "scale224.csv").write_text(
@@ -181,6 +182,46 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
     assert summary[3:] == [
         "| `hawq` | – | – | 0.10 | – | – | – | 20 |",
         "| class margin | -0.40 | – | – | – | – | – | – |",
+    ]
+
+
+def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tmp_path):
+    tables = loaded("tables")
+    tables.BENCHMARKS = tmp_path
+    head = "model,level,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
+    policies = "model,level,budget,kind,top1\n"
+    for level, spearman, top1 in (("steps", 0.9, (1, 2, 3)), ("norm", 0.4, (3, 2, 1))):
+        head += f"vit,{level},w4a4,jacobian norm,digits,{spearman},0,1,70,80,-3 -2 -1\n"
+        policies += "".join(f"vit,{level},w4a4,random,{value}\n" for value in top1)
+    (tmp_path / "ranks.csv").write_text(head)
+    (tmp_path / "ranks_policies.csv").write_text(policies)
+    (tmp_path / "ranks_pretrained.csv").write_text(head.splitlines()[0] + "\n")
+    steps, norm = (tables.TABLES[name]().splitlines() for name in ("ranks_of_all", "ranks_of_all_norm"))
+    assert steps[2:] == ["| `jacobian` norm | 0.90 | 0.90 | 1.00 | – | 80 |"]
+    assert norm[2:] == ["| `jacobian` norm | 0.40 | 0.40 | -1.00 | – | 80 |"]
+
+
+def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tmp_path):
+    tables = loaded("tables")
+    tables.BENCHMARKS = tmp_path
+    (tmp_path / "finetune_start_pretrained.csv").write_text(
+        "model,search,budget,level,seed,calibrated,finetuned\n"
+        "mobilenetv2,uniform,w3a3,norm,0,58.1,58.6\nmobilenetv2,uniform,w3a3,output,0,10,15.6\n"
+        "mobilenetv2,jacobian-digits,w3a3,norm,0,64.9,66.6\n"
+    )
+    assert tables.finetune_start().splitlines() == [
+        "| network | policy | from `norm` | from `output` |",
+        "| --- | --- | ---: | ---: |",
+        "| MobileNetV2 w3a3 | `uniform` | 58.1 → 58.6 | 10.0 → 15.6 |",
+        "| MobileNetV2 w3a3 | `jacobian-digits` | 64.9 → 66.6 | – |",
+    ]
+    (tmp_path / "norm_level.csv").write_text(
+        "model,budget,search,top1\nnet,w4a4,jacobian-norm,84.4\nnet,w4a4,jacobian,83.9\nnet,w4a4,jacobian,83.3\n"
+        "a/resnet18,w3a3,jacobian-norm-digits,70\na/resnet18,w3a3,uniform,60\n"
+    )
+    assert tables.norm_level().splitlines()[2:] == [
+        "| net w4a4 | 83.9, 83.3 | 84.4 | – | – |",
+        "| ResNet-18 w3a3 | – | 70.0 | – | 60.0 |",
     ]
 
 

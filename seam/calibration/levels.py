@@ -1,4 +1,4 @@
-"""The levels of calibration, from the quickest to the most accurate; each begins with those before it.
+"""The levels of calibration, from the quickest to the most accurate; each begins as those before it.
 
 steps        inputs: of least squared error (one pass)
 output       inputs and weights: of least error of each layer's output

@@ -66,7 +66,7 @@ def _fit_layer(
 
     def errors(given: Tensor, channels: bool) -> Tensor:
         error, conv = output(given) - wanted, isinstance(layer, nn.Conv2d)
-        if mean_returns:
+        if mean_returns and len(error) > 1:  # of one image there may be no other error
             error -= error.mean((0, 2, 3), keepdim=True) if conv else error.flatten(0, -2).mean(0)
         error.square_()
         if not channels:

@@ -1,5 +1,6 @@
 """Which BatchNorm stands behind which layer."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -10,20 +11,24 @@ from seam.models.shared_inputs import watch
 
 @torch.no_grad()
 def norms_behind(model: nn.Module, layers: Iterable[str], x: Tensor) -> dict[str, nn.Module]:
-    """Name of a layer -> the BatchNorm with running statistics that reads its output, in a pass of images x.
+    """Name of a layer -> the BatchNorm with running statistics that reads its output as it is, in a pass of images x.
 
-    Of a layer that is called more than once it is that of its last call.
+    Only where each of the two is called once: other statistics would be those of several outputs.
     """
-    made: dict[int, str] = {}
+    made: dict[int, tuple[str, int]] = {}
     alive: list[Tensor] = []  # else a freed tensor's identity could be another's
     found: dict[str, nn.Module] = {}
+    calls: Counter[str | nn.Module] = Counter()
 
     def note(name: str, output: Tensor, functional: bool) -> None:
         alive.append(output)
-        made[id(output)] = name
+        made[id(output)] = name, output._version
+        calls[name] += 1
 
     def read(norm: nn.Module, args: tuple) -> None:
-        if args and (name := made.get(id(args[0]))):
+        calls[norm] += 1
+        name, version = made.get(id(args[0]), ("", 0)) if args else ("", 0)
+        if name and version == args[0]._version:  # not changed in place since
             found[name] = norm
 
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -34,4 +39,4 @@ def norms_behind(model: nn.Module, layers: Iterable[str], x: Tensor) -> dict[str
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return {name: norm for name, norm in found.items() if calls[name] == calls[norm] == 1}

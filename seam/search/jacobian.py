@@ -26,7 +26,7 @@ The method trains nothing. Options:
         e - mean(e) - (o - mean(o)) cov(o, e) / var(o), a channel, over a batch. With steps (the default) all counts.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -41,7 +41,7 @@ from seam.models.norms import norms_behind
 from seam.models.shared_inputs import watch
 from seam.runtime.distributed import share_out
 from seam.search.problem import Problem
-from seam.search.tensors import View, Watched, check_unchanged, falling, negated, view
+from seam.search.tensors import Grid, View, Watched, check_unchanged, falling, negated, view
 
 DATA = True
 QUANTIZERS = False  # their errors are taken here, at steps of their own
@@ -61,7 +61,7 @@ def feature_errors(problem: Problem, seen: View) -> np.ndarray:
     settings, (x, labels, draws, watched) = problem.settings, seen
     with problem.meter.part("setup"):
         across = _across(problem, x, labels)
-        normalised = _normalised(problem, x, watched)
+        normalised = _mark_normalised(problem, x, watched)
     noise = torch.Generator(problem.device).manual_seed(problem.seed)
     # Evenly: the statistics of a small rest would tell nothing.
     parts = x.tensor_split(-(-len(x) // BATCH)) if normalised else x.split(BATCH)
@@ -70,7 +70,7 @@ def feature_errors(problem: Problem, seen: View) -> np.ndarray:
 
     def squares(batch: tuple[Tensor, Tensor]) -> Tensor:
         _propagate(problem.model, *batch, watched)
-        found = _squares(watched, len(batch[0]), normalised)
+        found = _squares(watched, len(batch[0]))
         for one in watched.values():
             one.forget()
         return found
@@ -103,12 +103,14 @@ def _across(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:
     return rows * (rows.shape[1] ** 0.5 / rows.norm())
 
 
-def _normalised(problem: Problem, x: Tensor, watched: Mapping[str, Watched]) -> set[str]:
-    """The layers whose outputs BatchNorm will give their means and variances back."""
+def _mark_normalised(problem: Problem, x: Tensor, watched: Mapping[str, Watched]) -> bool:
+    """Mark the layers whose outputs BatchNorm will give their means and variances back; whether there are any."""
     level = problem.settings.options.get("calibration", "steps")
     if level not in ("steps", "norm"):
         raise unknown("calibration", str(level), ("steps", "norm"), "options")
-    return set(norms_behind(problem.model, watched, x[:1])) if level == "norm" else set()
+    for name in norms_behind(problem.model, watched, x[:1]) if level == "norm" else ():
+        watched[name].normalised = True
+    return any(one.normalised for one in watched.values())
 
 
 def _directions(problem: Problem, count: int, draws: int, across: Tensor | None, noise: torch.Generator) -> Tensor:
@@ -144,43 +146,40 @@ def _propagate(model: nn.Module, x: Tensor, directions: Tensor, watched: Mapping
 
 
 @torch.no_grad()
-def _squares(watched: Mapping[str, Watched], count: int, normalised: Container[str]) -> Tensor:
-    """[2, L, B] sum over draws and images of (u_i J_ti D)^2, from what `_propagate` left of `count` images.
-
-    Of the errors of `normalised` layers' outputs only what re-estimated statistics leave counts.
-    """
-    layers, names = list(watched.values()), list(watched)
-
+def _squares(watched: Mapping[str, Watched], count: int) -> Tensor:
+    """[2, L, B] sum over draws and images of (u_i J_ti D)^2, from what `_propagate` left of `count` images."""
+    layers = list(watched.values())
     width = len(layers[0].errors)
     squares = torch.zeros(2, len(layers), width, dtype=torch.float64, device=layers[0].errors[0].device)
     for i, one in enumerate(layers):
         calls = [(g, partial(one.moved, x)) for x, g in zip(one.reads, one.given, strict=True)]
-        if names[i] in normalised:
+        if one.normalised:
             calls = [(g, _less_moments(error, o)) for (g, error), o in zip(calls, one.outputs, strict=True)]
         squares[0, i] = _projected(calls, width, count)
-        calls = []
-        for name, other in watched.items():  # all readers of a shared input, at the group's first layer
-            if other.group != i:
-                continue
-            for call, x in enumerate(other.reads):
-                error = partial(one.inputs.error, x)
-                if name in normalised:
-                    calls.append(
-                        (other.given[call], _less_moments(partial(_carried, other, error), other.outputs[call]))
-                    )
-                else:
-                    calls.append((other.taken[call], error))
-        squares[1, i] = _projected(calls, width, count)
+        readers = [other for other in layers if other.group == i]  # of a shared input, all at the group's first layer
+        squares[1, i] = _projected([call for reader in readers for call in _carried(reader, one.inputs)], width, count)
     return squares
 
 
-def _carried(reader: Watched, error: Callable[[int], Tensor], b: int) -> Tensor:
-    return reader.carried(error(b))
+def _carried(reader: Watched, inputs: Grid) -> list[tuple[list[Tensor], Callable[[int], Tensor]]]:
+    """For each call of a layer that reads a quantized input: gradients, one a draw, and the error that they are of.
+
+    That is the input's own, but where part of what it becomes in the output is taken away the output's.
+    """
+    errors = [partial(inputs.error, x) for x in reader.reads]
+    if not reader.normalised:
+        return [*zip(reader.taken, errors, strict=True)]
+    outputs = [
+        _less_moments(lambda b, e=e: reader.carried(e(b)), o) for e, o in zip(errors, reader.outputs, strict=True)
+    ]
+    return [*zip(reader.given, outputs, strict=True)]
 
 
 def _less_moments(error: Callable[[int], Tensor], output: Tensor) -> Callable[[int], Tensor]:
     """What is left of error(b), of an output [N, C, ...], where each channel gets its mean and variance back."""
     over = [0, *range(2, output.dim())]
+    if output.numel() <= 2 * output.shape[1]:  # of two values nothing would be left
+        return error
     centred = output - output.mean(over, keepdim=True)
     variance = centred.square().mean(over, keepdim=True).clamp_(min=1e-12)
 

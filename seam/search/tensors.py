@@ -39,7 +39,8 @@ class Watched:
     errors: B tensors Q_b(weight) - weight. group: number of the first layer that reads the same input.
     reads: the input as the layer was given it at each call, a tensor of its own to autograd, so that its gradient is
     the one by way of this layer alone. versions: of the reads, to notice changes in place. taken: those gradients,
-    given: those of the outputs, for each call one a draw (none where the features do not depend on it); outputs: these.
+    given: those of the outputs, for each call one a draw (none where the features do not depend on it).
+    normalised: whether BatchNorm will give its outputs their means and variances back; only then are `outputs` kept.
     """
 
     layer: nn.Module
@@ -51,6 +52,7 @@ class Watched:
     taken: list[list[Tensor]] = field(default_factory=list)
     given: list[list[Tensor]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    normalised: bool = False
 
     def read(self, _: nn.Module, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -61,9 +63,10 @@ class Watched:
         return x
 
     def note(self, output: Tensor) -> None:
-        """Keep an output, and collect its gradients."""
+        """Collect the gradients of an output."""
         gradients: list[Tensor] = []
-        self.outputs.append(output.detach())
+        if self.normalised:
+            self.outputs.append(output.detach())
         output.register_hook(lambda g: gradients.append(g.detach()))
         self.given.append(gradients)
 

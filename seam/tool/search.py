@@ -14,7 +14,9 @@ from seam.models.find import find_layers
 from seam.tool.images import input_size, open_images
 
 METHOD = "jacobian"  # of the methods here the one whose policies lose least (docs/results.md)
-OPTIONS = {"jacobian": {"calibration": "norm"}}  # a method's: `seam calibrate` and `finetune` re-estimate statistics
+OPTIONS = {
+    "jacobian": {"calibration": "norm"}
+}  # a method's: the commands `calibrate` and `finetune` re-estimate statistics
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 BATCH = 32  # of a search that trains
 
@@ -49,7 +51,7 @@ def search(
         steps: of a search that trains, on batches of 32.
         name: the model's, for the policy file.
         settings: others of seam.settings.SearchSettings. `options` are added to those that a method gets here, for
-            `jacobian` {"calibration": "norm"}.
+            `jacobian` {"calibration": "norm"}: a policy to be calibrated at that level.
 
     Where a budget limits nothing all layers get the widest bits, without a search.
 

@@ -134,6 +134,18 @@ def test_an_error_that_norm_takes_away_does_not_count_in_the_choice_of_steps():
     assert errors[()].square().mean() < errors["0",].square().mean()
 
 
+def test_norm_of_one_image_takes_no_error_for_none():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.BatchNorm1d(8))
+    quantize(net, {"1": (4, 4)}, [layer for layer in find_layers(net, (3, 2, 2)) if layer.name == "1"])
+    x = torch.randn(1, 3, 2, 2)
+    fit_steps(net, [(x, None)])
+    alike = copy.deepcopy(net)
+    fit_to_outputs(net, x, ("1",))
+    fit_to_outputs(alike, x)
+    assert equal(net, alike)
+
+
 def test_reconstruction_lowers_the_error_of_each_block_and_leaves_what_is_not_its_own(digits):
     plain, _ = calibrated(digits, "w3a3", "output")
     model, rows = calibrated(digits, "w3a3", "reconstruct", Reconstruction(iterations=60))

@@ -136,6 +136,13 @@ def test_what_re_estimated_statistics_take_away_does_not_count(name):
     assert table[:, 0, 0].sum() > 0.9 * plain[:, 0, 0].sum()  # less error
 
 
+def test_of_one_image_something_is_left():
+    given = problem(whole(build(Model(name="test_resnet"), 10, 3)), images(1))
+    given.settings.options.update(calibration="norm", images=1)
+    table = jacobian.preferences(given)
+    assert all(np.ptp(layer) > 0 for layer in table)
+
+
 def test_without_batch_norm_the_level_of_calibration_makes_no_difference():
     model = create("test_convnext")
     tables = []
