@@ -38,7 +38,7 @@ def jobs(folder: str) -> dict:
     for name in ("pretrain", "finetune", *SEARCHES):
         # Adam makes a whole step of a gradient that is nothing but last digits; in double precision they stay below its
         # epsilon, and integers of weights do not tip over.
-        torch.set_default_dtype(torch.float64 if name in SEARCHES else torch.float32)
+        torch.set_default_dtype(torch.float32 if name == "finetune" else torch.float64)
         model, meter = network(), Meter(device)
         method, side = SEARCHES.get(name, (None, 8))
         given = images if side == 8 else images.enlarged((side, side))

@@ -68,7 +68,7 @@ def test_every_architecture_has_a_map(name):
 
 def test_the_term_keeps_the_maps_nearer_within_the_budget(large, trained_model):
     ends = []
-    for weight in (1e-6, 300.0):
+    for weight in (1e-6, 600.0):
         given = problem(trained_model, large, options={"attribution": weight}, batch_size=32, logit_lr=1e-9)
         table = gmpq.preferences(given)
         assigned = solve(gmpq, given, table, given.budgets)
