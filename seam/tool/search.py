@@ -14,9 +14,8 @@ from seam.models.find import find_layers
 from seam.tool.images import input_size, open_images
 
 METHOD = "jacobian"  # of the methods here the one whose policies lose least (docs/results.md)
-OPTIONS = {
-    "jacobian": {"calibration": "norm"}
-}  # a method's: the commands `calibrate` and `finetune` re-estimate statistics
+# A method's options here: the commands `calibrate` and `finetune` re-estimate statistics.
+OPTIONS = {"jacobian": {"calibration": "norm"}}
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 BATCH = 32  # of a search that trains
 
