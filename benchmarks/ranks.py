@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/ranks.csv"))
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--methods", default=",".join((*METHODS, *WHOLE)))
+    parser.add_argument("--proxies", help="some of them, as digits,cifar10")
     options = parser.parse_args()
     limit_threads(options.threads)
     import numpy as np
@@ -290,7 +291,7 @@ def main() -> None:
         places, top1, loss = drawn(options.policies, name, level, spec, options.count)
         policies = [[(BITS[w], BITS[a]) for w, a in policy] for policy in places]
 
-        for proxy in proxies:
+        for proxy in options.proxies.split(",") if options.proxies else proxies:
             # One photograph of a class teaches no class, and has no margin.
             seen = {s for s in options.methods.split(",") if proxy != "photographs" or s not in LABELLED}
             missing = [s for s in (*METHODS, *WHOLE) if s in seen and (name, level, spec, s, proxy) not in scores_done]

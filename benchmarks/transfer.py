@@ -126,7 +126,7 @@ def main() -> None:
                 given["options"] = {"images": count, "calibration": "steps", **settings.get("options", {})}
             policy = tool.search(model, images, budget, method=method, seed=seed, settings=given)
             taken = f"{time.perf_counter() - start:.1f}" if proxy else ""
-            quantized = tool.calibrate(tool.quantize(model, policy), calibration)
+            quantized = tool.calibrate(tool.quantize(model, policy), calibration, level="steps")
             record(*about, budget, f"{tool.evaluate(quantized, judged)['top1']:.2f}", taken, machine)
 
 

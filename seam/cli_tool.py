@@ -184,7 +184,7 @@ def finetune(
 
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
-    quantized = api.calibrate(api.quantize(network, policy), images, device=device, level="norm")
+    quantized = api.calibrate(api.quantize(network, policy), images, device=device)
     options = {
         "epochs": epochs,
         "batch_size": batch_size,

@@ -218,7 +218,7 @@ class Evaluate(_Frozen):
 
     batch_size: Count = 500  # images a step
     threads: Count = 2  # of a job, and of one that samples a proxy
-    calibration: Level = "steps"  # level, of a policy before finetuning
+    calibration: Level = "norm"  # level, of a policy before finetuning
     calibration_images: Count = 512  # of finetuning, that levels above `steps` see
     reconstruct: Reconstruction = Reconstruction()  # settings of that level
 

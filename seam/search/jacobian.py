@@ -20,10 +20,10 @@ The method trains nothing. Options:
         as much weight again lies on those between the centroids of the proxy's classes, and with classifier on those
         between the target's own classes (the rows of its classifier): error along them eats up the class margin, the
         idea of SEAM (Tang et al. 2023) as a metric.
-    calibration: the level at which the policy will be calibrated. With norm, BatchNorm's statistics will be
-        re-estimated, which gives each channel of a layer's output its mean and variance back. So of the error e that a
-        tensor's D makes in an output o, only that part counts which they leave, to first order
-        e - mean(e) - (o - mean(o)) cov(o, e) / var(o), a channel, over a batch. With steps (the default) all counts.
+    calibration: the level at which the policy will be calibrated. With norm (the default), BatchNorm's statistics will
+        be re-estimated, which gives each channel of a layer's output its mean and variance back. So of the error e that
+        a tensor's D makes in an output o, only that part counts which they leave, to first order
+        e - mean(e) - (o - mean(o)) cov(o, e) / var(o), a channel, over a batch. With steps all counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -105,7 +105,7 @@ def _across(problem: Problem, x: Tensor, labels: Tensor) -> Tensor | None:
 
 def _mark_normalised(problem: Problem, x: Tensor, watched: Mapping[str, Watched]) -> bool:
     """Mark the layers whose outputs BatchNorm will give their means and variances back; whether there are any."""
-    level = problem.settings.options.get("calibration", "steps")
+    level = problem.settings.options.get("calibration", "norm")
     if level not in ("steps", "norm"):
         raise unknown("calibration", str(level), ("steps", "norm"), "options")
     for name in norms_behind(problem.model, watched, x[:1]) if level == "norm" else ():

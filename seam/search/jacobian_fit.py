@@ -8,7 +8,7 @@ once they are, what is rounded is another number, and part of where D pointed is
 the mistakes that each makes are not the other's: the mean ranks policies better than either, as long as steps alone are
 calibrated (docs/results.md). A geometric mean has no scale to choose, though the two are distances of different things.
 
-Options: `images`; `draws` of each estimate, in batches of 16 images.
+Options: `images`; `draws` of each estimate, in batches of 16 images; `calibration`, of the first one.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ DRAWS = 2
 
 def preferences(problem: Problem) -> np.ndarray:
     """[L, B, B] minus the sum of both tensors' errors, of each layer's (weight bits, activation bits)."""
-    seen = view(problem, fit.OPTIONS, IMAGES, DRAWS)
+    seen = view(problem, (*fit.OPTIONS, "calibration"), IMAGES, DRAWS)
     of_features = jacobian.feature_errors(problem, seen)
     of_predictions = fit.trace_times_error(problem, seen, fit.fisher_traces, "fit")
     return negated(np.sqrt(of_features * of_predictions))

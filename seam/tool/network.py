@@ -50,7 +50,7 @@ def calibrate(
     count: int = CALIBRATION_IMAGES,
     device: str = "auto",
     *,
-    level: str = "steps",
+    level: str = "norm",
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     resume: str | Path | None = None,

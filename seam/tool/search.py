@@ -14,8 +14,6 @@ from seam.models.find import find_layers
 from seam.tool.images import input_size, open_images
 
 METHOD = "jacobian"  # of the methods here the one whose policies lose least (docs/results.md)
-# A method's options here: the commands `calibrate` and `finetune` re-estimate statistics.
-OPTIONS = {"jacobian": {"calibration": "norm"}}
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 BATCH = 32  # of a search that trains
 
@@ -49,8 +47,7 @@ def search(
         latency: CSV (layer,w,a,ms), for budgets in ms.
         steps: of a search that trains, on batches of 32.
         name: the model's, for the policy file.
-        settings: others of seam.settings.SearchSettings. `options` are added to those that a method gets here, for
-            `jacobian` {"calibration": "norm"}: a policy to be calibrated at that level.
+        settings: others of seam.settings.SearchSettings.
 
     Where a budget limits nothing all layers get the widest bits, without a search.
 
@@ -66,9 +63,7 @@ def search(
     from seam.search.problem import prepare, solve
 
     found, target = load_method(method), input_size(model)
-    options = {"options": {}, **(settings or {})}
-    if isinstance(options["options"], Mapping):
-        options["options"] = {**OPTIONS.get(method, {}), **options["options"]}
+    options = dict(settings or {})
     layers = apply_locks(find_layers(model, target), lock, exclude)
     with phase("read images"):
         images = _proxy(images, model, found, options)
