@@ -38,6 +38,7 @@ METHODS = (
     "jacobian",
     "jacobian norm",
     "jacobian_fit",
+    "jacobian_fit norm",
     "fit",
     "hawq",
     "sqnr",
@@ -47,6 +48,8 @@ METHODS = (
     "limpq",
 )
 CHANGES = {"kl": {"distance": "kl"}, "norm": {"calibration": "norm"}}  # of a method, by options
+STEPS = {"calibration": "steps"}
+WITHOUT = {"jacobian": STEPS, "jacobian_fit": STEPS, "seam": STEPS}  # options of a method without change
 TRAINED = ("seam", "limpq")  # on 512 labelled images of a proxy; the others look at 128, without labels
 BUDGETED = ("seam",)  # its preferences are those at one budget
 WHOLE = ("features moved", "class margin")
@@ -232,7 +235,7 @@ def main() -> None:
         """A search's method, its problem at a budget, and its table of preferences."""
         method, _, change = search.partition(" ")
         found, budget = load_method(method), parse_budget(spec, layers, BITS)
-        settings = SearchSettings(bits=BITS, options=CHANGES.get(change, {}))
+        settings = SearchSettings(bits=BITS, options=CHANGES[change] if change else WITHOUT.get(method, {}))
         images = proxy_images(proxy, 512 if method in TRAINED else 128)
         limit_threads(options.threads)
         torch.manual_seed(0)

@@ -122,8 +122,10 @@ def main() -> None:
         for budget in budgets:
             start = time.perf_counter()
             given = {"bits": BITS, **settings}
+            if method in ("jacobian", "jacobian_fit", "seam"):  # for what is judged here
+                given["options"] = {"calibration": "steps", **settings.get("options", {})}
             if method == "jacobian":
-                given["options"] = {"images": count, "calibration": "steps", **settings.get("options", {})}
+                given["options"]["images"] = count
             policy = tool.search(model, images, budget, method=method, seed=seed, settings=given)
             taken = f"{time.perf_counter() - start:.1f}" if proxy else ""
             quantized = tool.calibrate(tool.quantize(model, policy), calibration, level="steps")

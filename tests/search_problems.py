@@ -41,8 +41,8 @@ def whole(model):
     return model
 
 
-def problem(model, x, draws=2, seed=0):
+def problem(model, x, draws=2, seed=0, **options):
     layers = find_layers(model, SIZE)
-    settings = SearchSettings(bits=BITS, options={"images": len(x), "draws": draws})
+    settings = SearchSettings(bits=BITS, options={"images": len(x), "draws": draws, **options})
     budgets = [parse_budget("w4a4", layers, BITS)]
     return Problem(copy.deepcopy(model), layers, Images(x), budgets, settings, seed, CPU, Meter(CPU))

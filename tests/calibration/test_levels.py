@@ -43,7 +43,7 @@ def equal(a, b):
 def test_the_first_level_is_what_calibration_always_was(digits):
     before, now = (digits.quantized("w3a3") for _ in range(2))
     fit_steps(before, [next(iter(digits.train.batches(256, seed=0)))])
-    assert equal(tool.calibrate(now, digits.train), before)
+    assert equal(tool.calibrate(now, digits.train, level="steps"), before)
 
 
 @pytest.mark.parametrize(("budget", "share"), [("w4a4", 0.65), ("w3a3", 0.2)])

@@ -85,16 +85,17 @@ def test_sqnr_is_the_noise_of_each_tensor_as_a_share_of_its_signal():
     assert 0 < share[-1] < 0.01 < share[0] < 1
 
 
-def test_jacobian_fit_is_the_geometric_mean_of_the_errors_of_both():
+@pytest.mark.parametrize("level", ["steps", "norm"])
+def test_jacobian_fit_is_the_geometric_mean_of_the_errors_of_both(level):
     torch.manual_seed(0)
     model = whole(build(Model(name="test_resnet"), 10, 3))
 
     def alone(errors, *more):  # of a copy of the network that no other method has looked at
-        given = problem(copy.deepcopy(model), images(40), draws=3)
-        return errors(given, view(given, fit.OPTIONS, 128, 1), *more)
+        given = problem(copy.deepcopy(model), images(40), draws=3, calibration=level)
+        return errors(given, view(given, jacobian.OPTIONS, 128, 1), *more)
 
     moved, diverged = alone(jacobian.feature_errors), alone(fit.trace_times_error, fit.fisher_traces, "fit")
-    both = jacobian_fit.preferences(problem(copy.deepcopy(model), images(40), draws=3))
+    both = jacobian_fit.preferences(problem(copy.deepcopy(model), images(40), draws=3, calibration=level))
     for i, w, a in np.ndindex(both.shape):
         expected = sum((moved[k, i, b] * diverged[k, i, b]) ** 0.5 for k, b in ((0, w), (1, a)))
         assert both[i, w, a] == pytest.approx(-expected, rel=1e-5)
