@@ -35,6 +35,7 @@ def main() -> None:
     raw = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     raw |= {"results": str(options.results), "data_root": str(options.results / "data")}
     raw["grid"] |= {"searches": [*SEARCHES], "budgets": [*BUDGETS], "seeds": [0]}
+    raw["searches"]["jacobian-digits"]["options"] = {"calibration": "steps"}  # one policy for all levels
     raw["budgets"] = dict(zip(BUDGETS, BUDGETS, strict=True))
     raw["claims"] = {"baseline": SEARCHES[1]}
     file = options.results.resolve().with_suffix(".yaml")

@@ -5,7 +5,7 @@
         --policies benchmarks/ranks_pretrained_policies.csv
 
 As benchmarks/ranks.py, whose drawn policies are ranked again. What is compared, from the same images and draws:
-    first order: the method as it is, a sum over tensors, with four draws.
+    first order: the method with calibration: steps, a sum over tensors, with four draws.
     terms between, half, a quarter: with the products of different tensors' projected errors, in full or weighed less;
         the same draws give them, as the square of a policy's whole sum. The choice is the best of 40 programmes, each
         with the products' gradient at the mean of the policies so far (Frank and Wolfe's way).

@@ -22,7 +22,7 @@ SEARCHES = ("jacobian-digits", "jacobian-norm-digits", "jacobian-fit-digits", "u
 METHODS = {  # options of each
     "jacobian": ("jacobian", {"calibration": "steps"}),
     "jacobian-norm": ("jacobian", {"calibration": "norm"}),
-    "jacobian-fit": ("jacobian_fit", {}),
+    "jacobian-fit": ("jacobian_fit", {"calibration": "steps"}),
     "uniform": ("uniform", {}),
 }
 COLUMNS = ("model", "budget", "search", "proxy", "seed", "top1", "cross_entropy", "images", "machine")

@@ -184,7 +184,7 @@ def finetune(
 
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
-    quantized = api.calibrate(api.quantize(network, policy), images, device=device)
+    quantized = api.calibrate(api.quantize(network, policy), images, device=device, level="norm")
     options = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -396,7 +396,9 @@ def _quantized(policy: Path, model: str, weights: Path | None, data: str | None,
     quantized = api.quantize(network, policy)
     if tuned:
         return api.load_finetuned(quantized, weights), about
+    level = "norm"
     if data is None:
+        level = "output"  # loses less than `norm` with images of another kind (docs/calibration.md)
         typer.echo("no --data: calibrated on scikit-learn's digits, which serves tests only", err=True)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
-    return api.calibrate(quantized, images, device=device), about
+    return api.calibrate(quantized, images, device=device, level=level), about

@@ -40,6 +40,13 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_by_default_statistics_are_re_estimated(digits):
+    default, norm, steps = (digits.quantized("w3a3") for _ in range(3))
+    tool.calibrate(default, digits.train)
+    assert equal(default, tool.calibrate(norm, digits.train, level="norm"))
+    assert not equal(default, tool.calibrate(steps, digits.train, level="steps"))
+
+
 def test_the_first_level_is_what_calibration_always_was(digits):
     before, now = (digits.quantized("w3a3") for _ in range(2))
     fit_steps(before, [next(iter(digits.train.batches(256, seed=0)))])

@@ -102,6 +102,14 @@ def test_jacobian_fit_is_the_geometric_mean_of_the_errors_of_both(level):
     assert moved.shape == (2, len(both), len(BITS)) and (moved[0] > 0).all() and (diverged[0] > 0).all()
 
 
+@pytest.mark.parametrize("method", [jacobian, jacobian_fit])
+def test_searches_are_for_re_estimated_statistics_by_default(method):
+    model = whole(build(Model(name="test_resnet"), 10, 3))
+    given = ({}, {"calibration": "norm"}, {"calibration": "steps"})
+    default, norm, steps = (method.preferences(problem(copy.deepcopy(model), images(8), **one)) for one in given)
+    assert np.array_equal(default, norm) and not np.allclose(default, steps)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_layer_of_every_architecture_has_an_error(method, name):

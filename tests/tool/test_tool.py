@@ -394,6 +394,16 @@ def test_a_network_reconstructed_from_images_without_classes_is_evaluated_and_ex
     assert report["verdict"] == "equal"
     done = run("evaluate", *policy, "--weights", "q.safetensors", "--data", folder / "split", cwd=tmp_path)
     assert done.returncode == 0 and "test_resnet, 60 images, top1" in done.stdout, done.stderr
+    own = ("--weights", "mine.safetensors", "--data", folder / "split", "-o", "metrics.json")
+    done = run("evaluate", *policy, *own, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    train, test = (seam.open_images(folder / "split", model, split, full_size=True) for split in ("train", "test"))
+    losses = [
+        seam.evaluate(seam.calibrate(seam.quantize(model, tmp_path / "policy.json"), train, level=level), test)["loss"]
+        for level in ("norm", "steps")
+    ]
+    measured = read_json(tmp_path / "metrics.json")["loss"]
+    assert measured == pytest.approx(losses[0], rel=1e-4) and measured != pytest.approx(losses[1], rel=1e-2)
     for arguments, message in (
         (("--weights", "q.safetensors", "--data", "photos"), "q.safetensors: weights of a quantized model"),
         ((*given, "--level", "outputs"), "unknown level 'outputs'; did you mean output?"),
