@@ -41,6 +41,7 @@ def make_params(
             "models": {model: {"name": "test_resnet"} for model in models},
             "pretrain": {"epochs": 1},
             "finetune": {"epochs": 1},
+            "evaluate": {"calibration": "steps"},  # the default when tests/corpus was made
             "searches": SEARCHES,
             "budgets": {budget: budget for budget in budgets},
             "claims": {**roles, **claims},

@@ -210,8 +210,8 @@ def test_search_at_another_resolution_counts_macs_at_the_target_s(tmp_path, monk
     assert cost["macs_per_image"] < all_macs / 2  # what the search itself computed, at 8x8
     trained, looked_at = 2 * (431 // 64) * 64, 128  # by the search, and by the Jacobian that it starts from
     assert cost["images"] == trained + looked_at
-    # A step: forward, backward (as two), full precision. The Jacobian: steps, forward, 2 draws, 5 bit-widths.
-    assert cost["image_macs"] == (trained * 4 + looked_at * (1 + 1 + 2 + 5)) * cost["macs_per_image"]
+    # A step: forward, backward (as two), full precision. The Jacobian: steps, forward, 2 draws, 5 bit-widths twice.
+    assert cost["image_macs"] == (trained * 4 + looked_at * (1 + 1 + 2 + 2 * 5)) * cost["macs_per_image"]
 
 
 def test_evaluation_of_an_eight_bit_policy_is_near_full_precision(quick, tmp_path):
