@@ -398,12 +398,12 @@ def test_a_network_reconstructed_from_images_without_classes_is_evaluated_and_ex
     done = run("evaluate", *policy, *own, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     train, test = (seam.open_images(folder / "split", model, split, full_size=True) for split in ("train", "test"))
-    losses = [
+    norm, steps = (
         seam.evaluate(seam.calibrate(seam.quantize(model, tmp_path / "policy.json"), train, level=level), test)["loss"]
         for level in ("norm", "steps")
-    ]
+    )
     measured = read_json(tmp_path / "metrics.json")["loss"]
-    assert measured == pytest.approx(losses[0], rel=1e-4) and measured != pytest.approx(losses[1], rel=1e-2)
+    assert abs(measured - norm) < 0.2 * abs(measured - steps)
     for arguments, message in (
         (("--weights", "q.safetensors", "--data", "photos"), "q.safetensors: weights of a quantized model"),
         ((*given, "--level", "outputs"), "unknown level 'outputs'; did you mean output?"),
