@@ -72,11 +72,13 @@ def main() -> None:
         device, settings = set_up("cpu", 1, int(seed)), params.training("finetune", model)
         use_kernels(settings.kernels)
         policy = root / f"search/{model}/{search}/{budget}/{params.grid.seeds[0]}/policy.json"
-        start = quantized(params, model, root / f"models/{model}/fp.safetensors", policy, device)
+        weights = root / f"models/{model}/fp.safetensors"
+        start = quantized(params, model, weights, policy, device)
+        teacher = start.target.network(weights) if settings.distillation else None
         calibrate(start, level, CALIBRATION_IMAGES, settings.seed, device)
         judged = judge_on(params, model, start, options.held_out)
         before = evaluate(start.network, judged, batch, device)["top1"]
-        train(start.network, settings, start.train, int(seed), device, Meter(device))
+        train(start.network, settings, start.train, int(seed), device, Meter(device), teacher)
         after = evaluate(start.network, judged, batch, device)["top1"]
         record(model, search, budget, level, seed, f"{before:.2f}", f"{after:.2f}")
 
