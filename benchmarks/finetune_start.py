@@ -4,7 +4,7 @@
     python benchmarks/finetune_start.py --csv benchmarks/finetune_start.csv
     snakemake --cores 2 --configfile experiments/pretrained.yaml --until search
     python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 2000 --budgets w3a3,w4a4 \\
-        --searches uniform,jacobian-digits,jacobian-fit-digits --csv benchmarks/finetune_start_pretrained.csv
+        --searches uniform,jacobian-digits,jacobian-norm-digits --csv benchmarks/finetune_start_pretrained.csv
 
 One thread. Top-1 % on the experiment's test images, or on --held-out training images that neither pretraining nor
 finetuning saw; calibrated at the level, and after finetuning from there. Each row is written to the CSV when it is
