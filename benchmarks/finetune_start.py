@@ -3,7 +3,7 @@
     snakemake --cores 8                                          # the weights and policies, in results/
     python benchmarks/finetune_start.py --csv benchmarks/finetune_start.csv
     snakemake --cores 2 --configfile experiments/pretrained.yaml --until search
-    python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 2000 --budgets w3a3,w4a4 \\
+    python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 1000 --budgets w3a3,w4a4 \\
         --searches uniform,jacobian-digits,jacobian-norm-digits --csv benchmarks/finetune_start_pretrained.csv
 
 One thread. Top-1 % on the experiment's test images, or on --held-out training images that neither pretraining nor
