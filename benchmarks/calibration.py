@@ -16,7 +16,7 @@ import argparse
 import time
 from pathlib import Path
 
-from transfer import photographs, resumable
+from transfer import FOR_STEPS, photographs, resumable
 
 from seam.runtime.cores import available_cores, limit_threads
 
@@ -81,8 +81,8 @@ def main() -> None:
         if kind != "uniform":
             proxy = tool.open_images("digits", model, data_root=options.data_root)
             proxy = proxy.subset(sample_indices(proxy.labels.numpy(), 128, "balanced", 0))
-        chosen = {"calibration": "steps"} if kind == "jacobian" else {}
-        return tool.search(model, proxy, budget, method=kind, settings={"bits": BITS, "options": chosen})
+        settings = {"bits": BITS, "options": FOR_STEPS.get(kind, {})}
+        return tool.search(model, proxy, budget, method=kind, settings=settings)
 
     if ("full precision", *[""] * 5) not in done:
         record("full precision", *[""] * 5, f"{tool.evaluate(model, judged)['top1']:.2f}", "", machine)

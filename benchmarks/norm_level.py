@@ -14,15 +14,15 @@ import copy
 from pathlib import Path
 
 from ranks import arguments, subject
-from transfer import BITS, resumable
+from transfer import BITS, FOR_STEPS, resumable
 
 from seam.runtime.cores import limit_threads
 
 SEARCHES = ("jacobian-digits", "jacobian-norm-digits", "jacobian-fit-digits", "uniform")
 METHODS = {  # options of each
-    "jacobian": ("jacobian", {"calibration": "steps"}),
+    "jacobian": ("jacobian", FOR_STEPS["jacobian"]),
     "jacobian-norm": ("jacobian", {"calibration": "norm"}),
-    "jacobian-fit": ("jacobian_fit", {"calibration": "steps"}),
+    "jacobian-fit": ("jacobian_fit", FOR_STEPS["jacobian_fit"]),
     "uniform": ("uniform", {}),
 }
 COLUMNS = ("model", "budget", "search", "proxy", "seed", "top1", "cross_entropy", "images", "machine")

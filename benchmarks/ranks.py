@@ -30,7 +30,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transfer import BITS, CALIBRATION, photographs, resumable
+from transfer import BITS, CALIBRATION, FOR_STEPS, photographs, resumable
 
 from seam.runtime.cores import available_cores, limit_threads
 
@@ -48,8 +48,6 @@ METHODS = (
     "limpq",
 )
 CHANGES = {"kl": {"distance": "kl"}, "norm": {"calibration": "norm"}}  # of a method, by options
-STEPS = {"calibration": "steps"}
-UNCHANGED = {"jacobian": STEPS, "jacobian_fit": STEPS, "seam": STEPS}  # options of a method named without a change
 TRAINED = ("seam", "limpq")  # on 512 labelled images of a proxy; the others look at 128, without labels
 BUDGETED = ("seam",)  # its preferences are those at one budget
 WHOLE = ("features moved", "class margin")
@@ -235,7 +233,7 @@ def main() -> None:
         """A search's method, its problem at a budget, and its table of preferences."""
         method, _, change = search.partition(" ")
         found, budget = load_method(method), parse_budget(spec, layers, BITS)
-        settings = SearchSettings(bits=BITS, options=CHANGES[change] if change else UNCHANGED.get(method, {}))
+        settings = SearchSettings(bits=BITS, options=CHANGES[change] if change else FOR_STEPS.get(method, {}))
         images = proxy_images(proxy, 512 if method in TRAINED else 128)
         limit_threads(options.threads)
         torch.manual_seed(0)

@@ -22,6 +22,8 @@ from seam.runtime.cores import available_cores, limit_threads
 BITS = (2, 3, 4, 5, 6, 8)
 BUDGETS = ("w6a6", "w5a5", "w4a4")
 CALIBRATION = 256
+# Options of the methods that by default search for level norm, where steps alone are calibrated.
+FOR_STEPS = dict.fromkeys(("jacobian", "jacobian_fit", "seam"), {"calibration": "steps"})
 COLUMNS = ("search", "method", "proxy", "side", "images", "seed", "budget", "top1", "search_seconds", "machine")
 
 
@@ -122,8 +124,7 @@ def main() -> None:
         for budget in budgets:
             start = time.perf_counter()
             given = {"bits": BITS, **settings}
-            if method in ("jacobian", "jacobian_fit", "seam"):  # for what is judged here
-                given["options"] = {"calibration": "steps", **settings.get("options", {})}
+            given["options"] = {**FOR_STEPS.get(method, {}), **settings.get("options", {})}
             if method == "jacobian":
                 given["options"]["images"] = count
             policy = tool.search(model, images, budget, method=method, seed=seed, settings=given)

@@ -89,6 +89,14 @@ def loaded(name, folder=DOCS):
     return module
 
 
+@pytest.fixture
+def tables(tmp_path):
+    """The module of docs/ that makes tables, of CSVs in an empty folder."""
+    module = loaded("tables")
+    module.BENCHMARKS = tmp_path
+    return module
+
+
 def test_tables_compare_seed_by_seed_and_correct_for_their_number():
     tables = loaded("tables")
     assert tables.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
@@ -97,12 +105,10 @@ def test_tables_compare_seed_by_seed_and_correct_for_their_number():
     assert p == pytest.approx(0.0742, abs=1e-3)
 
 
-def test_every_table_of_the_results_page_is_made_from_rows(tmp_path):
-    tables = loaded("tables")
+def test_every_table_of_the_results_page_is_made_from_rows(tables, tmp_path):
     pages = ((DOCS / page).read_text(encoding="utf-8") for page in ("results.md", "calibration.md"))
     named = [name for page in pages for name in re.findall(r"<!-- table (\w+) -->", page)]
     assert named and set(named) <= set(tables.TABLES)
-    tables.BENCHMARKS = tmp_path
     (tmp_path / "scale224.csv").write_text(
         "search,seed,calibrated_top1,top1,search_seconds,images_seen\n"
         "direct,0,80,90,1000,50000\ndirect,1,81,91,1200,50000\njacobian,0,79,91,4,128\njacobian,1,81,91,6,128\n"
@@ -115,9 +121,7 @@ def test_every_table_of_the_results_page_is_made_from_rows(tmp_path):
     assert "old" not in lines
 
 
-def test_the_benchmark_s_table_pairs_seeds_and_leaves_references_untested(tmp_path):
-    tables = loaded("tables")
-    tables.BENCHMARKS = tmp_path
+def test_the_benchmark_s_table_pairs_seeds_and_leaves_references_untested(tables, tmp_path):
     rows = ["model,search,budget,seed,calibrated_top1,top1,search_seconds"]
     for i, model in enumerate(("a", "b")):
         for seed in (2, 0, 1):  # of the seeds, jacobian has 60, 62, 67: unequal, and in another order than the others
@@ -136,9 +140,7 @@ def test_the_benchmark_s_table_pairs_seeds_and_leaves_references_untested(tmp_pa
     assert lines[1].count("| – |") == 2
 
 
-def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path):
-    tables = loaded("tables")
-    tables.BENCHMARKS = tmp_path
+def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tables, tmp_path):
     (tmp_path / "ranks.csv").write_text(
         "model,level,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
         "tf_efficientnet_lite0,steps,w4a4,fit,digits,0.9,0.8,0.95,70,100,-4 -3 -2 -1\n"
@@ -185,9 +187,7 @@ def test_the_tables_of_ranks_have_a_column_a_network_and_a_mean_of_all(tmp_path)
     ]
 
 
-def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tmp_path):
-    tables = loaded("tables")
-    tables.BENCHMARKS = tmp_path
+def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tables, tmp_path):
     head = "model,level,budget,method,proxy,spearman,low,high,chosen_top1,percentile,scores\n"
     policies = "model,level,budget,kind,top1\n"
     for level, spearman, top1 in (("steps", 0.9, (1, 2, 3)), ("norm", 0.4, (3, 2, 1))):
@@ -201,9 +201,7 @@ def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tmp_path
     assert norm[2:] == ["| `jacobian` norm | 0.40 | 0.40 | -1.00 | – | 80 |"]
 
 
-def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tmp_path):
-    tables = loaded("tables")
-    tables.BENCHMARKS = tmp_path
+def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, tmp_path):
     (tmp_path / "finetune_start_pretrained.csv").write_text(
         "model,search,budget,level,seed,calibrated,finetuned\n"
         "mobilenetv2,uniform,w3a3,norm,0,58.1,58.6\nmobilenetv2,uniform,w3a3,output,0,10,15.6\n"
@@ -225,9 +223,7 @@ def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tmp_path
     ]
 
 
-def test_the_testbed_s_table_has_a_line_a_network_and_budget(tmp_path):
-    tables = loaded("tables")
-    tables.BENCHMARKS = tmp_path
+def test_the_testbed_s_table_has_a_line_a_network_and_budget(tables, tmp_path):
     (tmp_path / "pretrained.csv").write_text(
         "model,search,budget,seed,calibrated_top1,top1,delta_fp\n"
         "vit,ours,w3a3,0,70,80,-10\nvit,ours,w4a4,0,85,88,-2\nvit,uniform,w4a4,0,60,75,-15\nresnet,uniform,w4a4,0,50,75,5\n"

@@ -62,8 +62,7 @@ def search(
     from seam.search.interface import load_method
     from seam.search.problem import prepare, solve
 
-    found, target = load_method(method), input_size(model)
-    options = dict(settings or {})
+    found, options, target = load_method(method), settings or {}, input_size(model)
     layers = apply_locks(find_layers(model, target), lock, exclude)
     with phase("read images"):
         images = _proxy(images, model, found, options)

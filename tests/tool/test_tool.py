@@ -59,8 +59,12 @@ def test_search_quantize_calibrate_finetune_evaluate(folder, model):
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
 
 
-def test_finetuning_a_network_with_imagenet_weights_does_not_lose_its_statistics(folder):
-    """Ten steps with the defaults; statistics of BatchNorm that followed the new images would end 40 points below."""
+@pytest.mark.parametrize(("level", "lost"), [("steps", 0), ("norm", 15)])
+def test_finetuning_a_network_with_imagenet_weights_is_no_harm(folder, level, lost):
+    """With the defaults; statistics of BatchNorm that followed the new images would end far below calibration.
+
+    From level norm, near full precision, ten steps do cost something (docs/calibration.md), but no 40 points, as those.
+    """
     model = efficientnet_lite0()
     train, test = (seam.open_images(folder / "split", model, part, image_size=64) for part in ("train", "test"))
     train = train.subset(range(0, 200, 2))
@@ -71,11 +75,11 @@ def test_finetuning_a_network_with_imagenet_weights_does_not_lose_its_statistics
         {"weight": torch.from_numpy(fitted.coef_), "bias": torch.from_numpy(fitted.intercept_)}
     )
     model.pretrained_cfg["input_size"] = (3, 64, 64)
-    quantized = seam.calibrate(seam.quantize(model, seam.search(model, train, "w5a5")), train)
+    quantized = seam.calibrate(seam.quantize(model, seam.search(model, train, "w5a5")), train, level=level)
     full, before = seam.evaluate(model, test)["top1"], seam.evaluate(quantized, test)["top1"]
     seam.finetune(quantized, train, epochs=2, batch_size=20)
     after = seam.evaluate(quantized, test)["top1"]
-    assert full > 60 and before > full - 10 and after > before - 15
+    assert full > 60 and after >= before - lost
 
 
 @pytest.mark.parametrize("method", ["jacobian", "seam", "joint"])
