@@ -165,7 +165,7 @@ def finetune(
     batch_norm: Annotated[str, typer.Option(help="Statistics: frozen, or updated (long training).")] = "frozen",
     distillation: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of the loss: distance to full precision's predictions."),
+        typer.Option(min=0, max=1, help="Share of the loss: distance to full precision's predictions; 1: no labels."),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
@@ -184,6 +184,7 @@ def finetune(
 
     network, about = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
+    api.check_classes(network, images, distillation)
     quantized = api.calibrate(api.quantize(network, policy), images, device=device, level="norm")
     options = {
         "epochs": epochs,
@@ -199,6 +200,7 @@ def finetune(
         more = f"--epochs {-(-FEW_STEPS // an_epoch)}, or a smaller --batch-size, would be more"
         typer.echo(f"only {epochs * an_epoch} steps: fewer than about {FEW_STEPS} seldom help; {more}", err=True)
     held = api.held_out(data, network, data_root=data_root)
+    held = held if held and api.has_classes_of(network, held) else None
     before = held and api.evaluate(quantized, held, device=device)
     history = api.finetune(quantized, images, **options, teacher=network, seed=seed, resume=resume, device=device)
     after = held and api.evaluate(quantized, held, device=device)
@@ -210,7 +212,7 @@ def finetune(
         f"loss {first['loss']:.3f} -> {last['loss']:.3f}, {out}"
     )
     if held is None:
-        typer.echo("no held-out images to measure it on: put some in val/, beside train/")
+        typer.echo("no held-out images to measure it on: put some in val/, beside train/, in folders of the model's classes")
     else:
         measured = (f"{key} {before[key]:g} -> {after[key]:g}" for key in ("top1", "loss"))
         typer.echo(f"on {len(held)} held-out images, calibrated -> finetuned: {', '.join(measured)}")

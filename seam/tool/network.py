@@ -105,10 +105,11 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Quantization-aware training of a quantized model, in place; returns the rows of its history.
 
-    The images' classes must be the model's (SeamError otherwise). `optimizer`: of the weights, sgd, or adamw, which
-    suits transformers. `lr`: its learning rate; by default 0.005 (adamw: 2e-5) at batches of 64, and in proportion at
-    others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share of the loss, 0 to 1, that
-    is the distance to the full-precision `teacher`'s predictions. `resume`: checkpoint of an interrupted run.
+    The images' classes must be the model's (SeamError otherwise), unless `distillation` is 1. `optimizer`: of the
+    weights, sgd, or adamw, which suits transformers. `lr`: its learning rate; by default 0.005 (adamw: 2e-5) at batches
+    of 64, and in proportion at others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share
+    of the loss, 0 to 1, that is the distance to the full-precision `teacher`'s predictions; with 1 no label is read.
+    `resume`: checkpoint of an interrupted run.
     """
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
@@ -116,7 +117,7 @@ def finetune(
     from seam.settings import Finetune, checked
     from seam.training.supervised import train
 
-    _check_classes(model, images)
+    check_classes(model, images, distillation)
     lr = lr if lr is not None else LR.get(optimizer, 1.0) * min(batch_size, len(images)) / 64
     given: dict[str, Any] = {
         "epochs": epochs,
@@ -136,7 +137,9 @@ def finetune(
     if teacher is not None:
         teacher = teacher.to(place).to(memory_format=torch.channels_last).eval()
     checkpoint = Path(resume) if resume else None
-    return train(model, settings, images, seed, place, meter, teacher, resume=checkpoint, label="finetune")
+    rows = train(model, settings, images, seed, place, meter, teacher, resume=checkpoint, label="finetune")
+    known = has_classes_of(model, images)
+    return rows if known else [{key: value for key, value in row.items() if key != "top1"} for row in rows]
 
 
 def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = "auto") -> dict[str, float]:
@@ -145,15 +148,22 @@ def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = 
     from seam.runtime.process import set_up
     from seam.training.evaluate import evaluate as measure
 
-    _check_classes(model, images)
+    check_classes(model, images)
     place = set_up(device, torch.get_num_threads(), 0)
     use_kernels(device=place)
     return measure(model.to(place).to(memory_format=torch.channels_last), images, batch_size, place)
 
 
-def _check_classes(model: nn.Module, images: Any) -> None:
-    if len(images.classes) != model.num_classes:
+def has_classes_of(model: nn.Module, images: Any) -> bool:
+    """Whether the images have as many classes as the model: their labels are then taken to be its own."""
+    return len(images.classes) == model.num_classes
+
+
+def check_classes(model: nn.Module, images: Any, distillation: float | None = None) -> None:
+    """SeamError unless the images' classes are the model's; they need not be to finetune with a `distillation` of 1."""
+    if distillation != 1 and not has_classes_of(model, images):
+        way_out = "" if distillation is None else "; or finetune with a distillation of 1, which reads no labels"
         raise SeamError(
             f"the images have {len(images.classes)} classes, the model {model.num_classes}: give its own classes, "
-            "one folder each, in the model's order by name"
+            f"one folder each, in the model's order by name{way_out}"
         )

@@ -475,6 +475,34 @@ def test_each_optimizer_has_a_learning_rate_of_its_own(model):
         seam.finetune(quantized, images, optimizer="adam")
 
 
+def test_finetuning_without_labels(folder, model, tmp_path):
+    """With the full-precision network as its only teacher: images may lie in one folder, or be of other classes."""
+    save_tensors(tmp_path / "mine.safetensors", model.state_dict())
+    write_json(tmp_path / "policy.json", seam.search(model, budget="w4a4", method="uniform", name="test_resnet"))
+    (tmp_path / "photos").mkdir()
+    for i, path in enumerate(sorted((folder / "flat").rglob("*.png"))[:64]):
+        shutil.copy(path, tmp_path / "photos" / f"{i}.png")
+    command = ("finetune", "--policy", "policy.json", "--weights", "mine.safetensors", "--data", "photos", "--threads", 1)
+    done = run(*command, "--distillation", 0.9, "-o", "tuned.safetensors", cwd=tmp_path)
+    assert done.returncode == 2 and not (tmp_path / "tuned.safetensors").exists()
+    assert "1 classes, the model 10" in done.stderr and "distillation of 1, which reads no labels" in done.stderr
+    assert "calibrate" not in done.stderr  # refused before it takes a while
+    batches = ("--distillation", 1, "--batch-size", 16, "--epochs", 2)
+    done = run(*command, *batches, "-o", "tuned.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "64 images, 8 steps" in done.stdout and "no held-out images" in done.stdout
+    quantized = seam.quantize(model, tmp_path / "policy.json")
+    seam.load_finetuned(quantized, tmp_path / "tuned.safetensors")
+
+    foreign = seam.open_images(tmp_path / "photos", model, full_size=True)
+    foreign.labels = torch.full_like(foreign.labels, 10)  # none of the model's
+    again = seam.calibrate(seam.quantize(model, tmp_path / "policy.json"), foreign, level="norm")
+    history = seam.finetune(again, foreign, distillation=1, teacher=model, batch_size=16, epochs=2)
+    assert "top1" not in history[0]
+    for name, value in again.state_dict().items():
+        torch.testing.assert_close(value, quantized.state_dict()[name])
+
+
 def test_distillation_needs_its_teacher(model, tmp_path):
     images = seam.open_images(None, model, full_size=True)
     quantized = seam.calibrate(seam.quantize(model, seam.search(model, images, method="uniform")), images)
