@@ -4,7 +4,7 @@
     python benchmarks/finetune_start.py --csv benchmarks/finetune_start.csv
     snakemake --cores 2 --configfile experiments/pretrained.yaml --until search
     python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 1000 --budgets w3a3,w4a4 \\
-        --searches uniform,jacobian-digits,jacobian-norm-digits --csv benchmarks/finetune_start_pretrained.csv
+        --searches jacobian-digits --lr 0.001,0.002,0.005 --distillation 0,0.9,1 --csv benchmarks/finetune_start_pretrained.csv
 
 One thread. Top-1 % on the experiment's test images, or on --held-out training images that neither pretraining nor
 finetuning saw; calibrated at the level, and after finetuning from there. Each row is written to the CSV when it is
@@ -20,7 +20,7 @@ from transfer import resumable
 from seam.data.sampling import sample_indices
 from seam.runtime.cores import limit_threads
 
-COLUMNS = ("model", "search", "budget", "level", "seed", "calibrated", "finetuned")
+COLUMNS = ("model", "search", "budget", "level", "seed", "lr", "distillation", "calibrated", "finetuned")
 
 
 def judge_on(params, model: str, start, held_out: int | None):
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--budgets")
     parser.add_argument("--seeds")
     parser.add_argument("--levels", default="steps,output,norm")
+    parser.add_argument("--lr", help="of the weights; by default the experiment's, as distillation")
+    parser.add_argument("--distillation")
     options = parser.parse_args()
     limit_threads(1)
 
@@ -62,14 +64,20 @@ def main() -> None:
 
     params = load_params(options.params)
     root, batch = Path(params.results), params.evaluate.batch_size
-    done, record = resumable(options.csv, COLUMNS, keys=5)
+    done, record = resumable(options.csv, COLUMNS, keys=7)
     grid = params.grid
     axes = [(grid.models, options.models), ([], options.searches), (grid.budgets, options.budgets)]
-    axes += [(grid.seeds, options.seeds), ([], options.levels)]
-    for model, search, budget, seed, level in product(*(given.split(",") if given else all_ for all_, given in axes)):
-        if (model, search, budget, level, str(seed)) in done:
+    axes += [(grid.seeds, options.seeds), ([], options.levels), ([""], options.lr), ([""], options.distillation)]
+    for model, search, budget, seed, level, lr, distillation in product(
+        *(given.split(",") if given else all_ for all_, given in axes)
+    ):
+        own = {"lr": lr, "distillation": distillation}
+        settings = params.training("finetune", model)
+        settings = settings.model_copy(update={key: float(value) for key, value in own.items() if value})
+        about = (model, search, budget, level, str(seed), f"{settings.lr:g}", f"{settings.distillation:g}")
+        if about in done:
             continue
-        device, settings = set_up("cpu", 1, int(seed)), params.training("finetune", model)
+        device = set_up("cpu", 1, int(seed))
         use_kernels(settings.kernels)
         policy = root / f"search/{model}/{search}/{budget}/{params.grid.seeds[0]}/policy.json"
         weights = root / f"models/{model}/fp.safetensors"
@@ -80,7 +88,7 @@ def main() -> None:
         before = evaluate(start.network, judged, batch, device)["top1"]
         train(start.network, settings, start.train, int(seed), device, Meter(device), teacher)
         after = evaluate(start.network, judged, batch, device)["top1"]
-        record(model, search, budget, level, seed, f"{before:.2f}", f"{after:.2f}")
+        record(*about, f"{before:.2f}", f"{after:.2f}")
 
 
 if __name__ == "__main__":

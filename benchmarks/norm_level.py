@@ -18,11 +18,11 @@ from transfer import BITS, FOR_STEPS, resumable
 
 from seam.runtime.cores import limit_threads
 
-SEARCHES = ("jacobian-digits", "jacobian-norm-digits", "jacobian-fit-digits", "uniform")
+SEARCHES = ("jacobian-steps-digits", "jacobian-digits", "jacobian-fit-digits", "uniform")
 METHODS = {  # options of each
-    "jacobian": ("jacobian", FOR_STEPS["jacobian"]),
-    "jacobian-norm": ("jacobian", {"calibration": "norm"}),
-    "jacobian-fit": ("jacobian_fit", FOR_STEPS["jacobian_fit"]),
+    "jacobian-steps": ("jacobian", FOR_STEPS["jacobian"]),
+    "jacobian": ("jacobian", {"calibration": "norm"}),
+    "jacobian-fit-steps": ("jacobian_fit", FOR_STEPS["jacobian_fit"]),
     "uniform": ("uniform", {}),
 }
 COLUMNS = ("model", "budget", "search", "proxy", "seed", "top1", "cross_entropy", "images", "machine")

@@ -314,8 +314,8 @@ def terms() -> str:
 def norm_level() -> str:
     """Calibrated with BatchNorm's statistics re-estimated: a network and budget a line, a method a column."""
     found, lines = rows("norm_level"), []
-    methods = {"jacobian": "jacobian", "jacobian norm": "jacobian-norm", "jacobian_fit": "jacobian-fit"}
-    methods["uniform"] = "uniform"
+    methods = {"jacobian": "jacobian-steps", "jacobian norm": "jacobian", "jacobian_fit": "jacobian-fit-steps"}
+    methods["uniform"] = "uniform"  # the others as the tables of ranks have them
     for place, group in grouped(found, "model", "budget").items():
         cells = []
         for start in methods.values():
@@ -326,8 +326,8 @@ def norm_level() -> str:
 
 
 def finetune_start() -> str:
-    """Calibrated -> finetuned from each level: a network, budget and policy a line."""
-    found = rows("finetune_start_pretrained")
+    """Calibrated -> finetuned with labels from each level: a network, budget and policy a line."""
+    found = [row for row in rows("finetune_start_pretrained") if (row["lr"], row["distillation"]) == ("0.005", "0")]
     levels = [level for (level,) in grouped(found, "level")]
     lines = []
     for (model, budget, search), group in grouped(found, "model", "budget", "search").items():
@@ -338,6 +338,20 @@ def finetune_start() -> str:
         ]
         lines.append([place_name(model, budget), named(search), *cells])
     return table(("network", "policy", *(f"from `{level}`" for level in levels)), lines, 2)
+
+
+def finetune_recipe() -> str:
+    """The default's policies finetuned from level norm: a network and budget a line, a loss and learning rate a column."""
+    found = rows("finetune_start_pretrained")
+    found = [row for row in found if (row["search"], row["level"]) == ("jacobian-digits", "norm")]
+    recipes = sorted(grouped(found, "distillation", "lr"))
+    lines = []
+    for place, group in grouped(found, "model", "budget").items():
+        at = {(row["distillation"], row["lr"]): f"{float(row['finetuned']):.1f}" for row in group}
+        cells = [at.get(recipe, NOT_RUN) for recipe in recipes]
+        lines.append([place_name(*place), f"{float(group[0]['calibrated']):.1f}", *cells])
+    head = (f"distillation {share}, lr {lr}" for share, lr in recipes)
+    return table(("network", "calibrated", *head), lines, 1)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -354,6 +368,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "terms": terms,
     "norm_level": norm_level,
     "finetune_start": finetune_start,
+    "finetune_recipe": finetune_recipe,
     "choices_pretrained": partial(choices, "ranks_pretrained"),
 }
 

@@ -162,11 +162,13 @@ def finetune(
         ),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd, or adamw for transformers.")] = "sgd",
-    batch_norm: Annotated[str, typer.Option(help="Statistics: frozen, or updated (long training).")] = "frozen",
+    batch_norm: Annotated[
+        str, typer.Option(help="Statistics: re-estimated at the end, frozen, or updated (long training).")
+    ] = "re-estimated",
     distillation: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of the loss: distance to full precision's predictions; 1: no labels."),
-    ] = 0.0,
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     threads: Threads = ALL,
@@ -212,7 +214,9 @@ def finetune(
         f"loss {first['loss']:.3f} -> {last['loss']:.3f}, {out}"
     )
     if held is None:
-        typer.echo("no held-out images to measure it on: put some in val/, beside train/, in folders of the model's classes")
+        typer.echo(
+            "no held-out images to measure it on: put some in val/, beside train/, in folders of the model's classes"
+        )
     else:
         measured = (f"{key} {before[key]:g} -> {after[key]:g}" for key in ("top1", "loss"))
         typer.echo(f"on {len(held)} held-out images, calibrated -> finetuned: {', '.join(measured)}")

@@ -147,13 +147,15 @@ class Training(_Frozen):
 class Finetune(Training):
     """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam).
 
-    BatchNorm's statistics stay as calibration leaves them by default: in a short training they drift to the images and
-    to the noise faster than the weights follow.
+    BatchNorm's statistics stay as calibration leaves them until its end, by default, where they are re-estimated: in a
+    short training they drift to the images and to the noise faster than the weights follow.
     """
 
     calibration: Literal["steps", "output", "norm"] = "norm"  # level that it starts from
     step_lr: Positive = 1e-2  # learning rate of the quantizers' log steps (Adam)
-    batch_norm: Literal["frozen", "updated"] = "frozen"  # its statistics; weights and biases are trained
+    batch_norm: Literal["re-estimated", "frozen", "updated"] = (
+        "re-estimated"  # its statistics: at the end, never, or always
+    )
     distillation: Share = 0.0  # of the loss: how far the full-precision network's predictions are; the rest: labels
     clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without
     kernels: Literal["auto", "compiled", "eager"] = "auto"  # of the quantizers

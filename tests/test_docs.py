@@ -203,9 +203,11 @@ def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tables, 
 
 def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, tmp_path):
     (tmp_path / "finetune_start_pretrained.csv").write_text(
-        "model,search,budget,level,seed,calibrated,finetuned\n"
-        "mobilenetv2,uniform,w3a3,norm,0,58.1,58.6\nmobilenetv2,uniform,w3a3,output,0,10,15.6\n"
-        "mobilenetv2,jacobian-digits,w3a3,norm,0,64.9,66.6\n"
+        "model,search,budget,level,seed,lr,distillation,calibrated,finetuned\n"
+        "mobilenetv2,uniform,w3a3,norm,0,0.005,0,58.1,58.6\nmobilenetv2,uniform,w3a3,output,0,0.005,0,10,15.6\n"
+        "mobilenetv2,jacobian-digits,w3a3,norm,0,0.005,0,64.9,66.6\n"
+        "mobilenetv2,jacobian-digits,w3a3,norm,0,0.002,1,64.9,68.2\n"
+        "resnet18,jacobian-digits,w4a4,norm,0,0.002,1,75.6,74\n"
     )
     assert tables.finetune_start().splitlines() == [
         "| network | policy | from `norm` | from `output` |",
@@ -213,9 +215,15 @@ def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, 
         "| MobileNetV2 w3a3 | `uniform` | 58.1 → 58.6 | 10.0 → 15.6 |",
         "| MobileNetV2 w3a3 | `jacobian-digits` | 64.9 → 66.6 | – |",
     ]
+    assert tables.finetune_recipe().splitlines() == [
+        "| network | calibrated | distillation 0, lr 0.005 | distillation 1, lr 0.002 |",
+        "| --- | ---: | ---: | ---: |",
+        "| MobileNetV2 w3a3 | 64.9 | 66.6 | 68.2 |",
+        "| ResNet-18 w4a4 | 75.6 | – | 74.0 |",
+    ]
     (tmp_path / "norm_level.csv").write_text(
-        "model,budget,search,top1\nnet,w4a4,jacobian-norm,84.4\nnet,w4a4,jacobian,83.9\nnet,w4a4,jacobian,83.3\n"
-        "a/resnet18,w3a3,jacobian-norm-digits,70\na/resnet18,w3a3,uniform,60\n"
+        "model,budget,search,top1\nnet,w4a4,jacobian,84.4\nnet,w4a4,jacobian-steps,83.9\nnet,w4a4,jacobian-steps,83.3\n"
+        "a/resnet18,w3a3,jacobian-digits,70\na/resnet18,w3a3,uniform,60\n"
     )
     assert tables.norm_level().splitlines()[2:] == [
         "| net w4a4 | 83.9, 83.3 | 84.4 | – | – |",

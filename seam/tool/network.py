@@ -95,8 +95,8 @@ def finetune(
     lr: float | None = None,
     optimizer: str = "sgd",
     step_lr: float = 1e-3,
-    batch_norm: str = "frozen",
-    distillation: float = 0.0,
+    batch_norm: str = "re-estimated",
+    distillation: float | None = None,
     teacher: nn.Module | None = None,
     augment: bool = True,
     seed: int = 0,
@@ -105,11 +105,16 @@ def finetune(
 ) -> list[dict[str, Any]]:
     """Quantization-aware training of a quantized model, in place; returns the rows of its history.
 
-    The images' classes must be the model's (SeamError otherwise), unless `distillation` is 1. `optimizer`: of the
-    weights, sgd, or adamw, which suits transformers. `lr`: its learning rate; by default 0.005 (adamw: 2e-5) at batches
-    of 64, and in proportion at others (Goyal et al. 2017), since few images give rough gradients. `distillation`: share
-    of the loss, 0 to 1, that is the distance to the full-precision `teacher`'s predictions; with 1 no label is read.
-    `resume`: checkpoint of an interrupted run.
+    The images' classes must be the model's (SeamError otherwise), unless `distillation` is 1.
+
+    Args:
+        lr: learning rate of the weights; by default 0.005 (adamw: 2e-5) at batches of 64, and in proportion at others
+            (Goyal et al. 2017), since few images give rough gradients.
+        optimizer: of the weights: sgd, or adamw, which suits transformers.
+        distillation: share of the loss, 0 to 1, that is the distance to the `teacher`'s predictions; with 1 no label is
+            read. By default 1 where there is a teacher, which loses least in a short training (docs/calibration.md).
+        teacher: the network in full precision.
+        resume: checkpoint of an interrupted run.
     """
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
@@ -117,6 +122,8 @@ def finetune(
     from seam.settings import Finetune, checked
     from seam.training.supervised import train
 
+    if distillation is None:
+        distillation = 0.0 if teacher is None else 1.0
     check_classes(model, images, distillation)
     lr = lr if lr is not None else LR.get(optimizer, 1.0) * min(batch_size, len(images)) / 64
     given: dict[str, Any] = {

@@ -14,6 +14,7 @@ from seam.runtime.meter import Meter
 from seam.settings import Finetune, Training
 from seam.training.loop import Loss, fit
 from seam.training.optimizers import Group
+from seam.training.statistics import re_estimate
 
 
 def cross_entropy(model: nn.Module, smoothing: float = 0.0) -> Loss:
@@ -75,12 +76,13 @@ def train(
     loss = cross_entropy(model, settings.label_smoothing)
     if share:
         loss = distilled(model, teacher, share, settings.label_smoothing, meter)
-    if isinstance(settings, Finetune) and settings.batch_norm == "frozen":
+    kept = isinstance(settings, Finetune) and settings.batch_norm != "updated"
+    if kept:
         more["frozen"] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with without_unreached_taps(model, size):
         meter.macs_per_image = total_macs(model, size)
         with clamp_in_quantizers(model, size):
-            return fit(
+            history = fit(
                 model,
                 loss,
                 images,
@@ -95,6 +97,10 @@ def train(
                 sync_batch_norm=settings.sync_batch_norm,
                 **more,
             )
+            if kept and settings.batch_norm == "re-estimated":
+                with meter.part("calibrate"):
+                    meter.forwards += 3 * re_estimate(model, images, lambda x, y: loss(x, y, 1.0)[0], seed, device)
+            return history
 
 
 def training_groups(model: nn.Module, settings: Training) -> list[Group]:

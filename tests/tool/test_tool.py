@@ -482,12 +482,22 @@ def test_finetuning_without_labels(folder, model, tmp_path):
     (tmp_path / "photos").mkdir()
     for i, path in enumerate(sorted((folder / "flat").rglob("*.png"))[:64]):
         shutil.copy(path, tmp_path / "photos" / f"{i}.png")
-    command = ("finetune", "--policy", "policy.json", "--weights", "mine.safetensors", "--data", "photos", "--threads", 1)
+    command = (
+        "finetune",
+        "--policy",
+        "policy.json",
+        "--weights",
+        "mine.safetensors",
+        "--data",
+        "photos",
+        "--threads",
+        1,
+    )
     done = run(*command, "--distillation", 0.9, "-o", "tuned.safetensors", cwd=tmp_path)
     assert done.returncode == 2 and not (tmp_path / "tuned.safetensors").exists()
     assert "1 classes, the model 10" in done.stderr and "distillation of 1, which reads no labels" in done.stderr
     assert "calibrate" not in done.stderr  # refused before it takes a while
-    batches = ("--distillation", 1, "--batch-size", 16, "--epochs", 2)
+    batches = ("--batch-size", 16, "--epochs", 2)
     done = run(*command, *batches, "-o", "tuned.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "64 images, 8 steps" in done.stdout and "no held-out images" in done.stdout
@@ -497,7 +507,7 @@ def test_finetuning_without_labels(folder, model, tmp_path):
     foreign = seam.open_images(tmp_path / "photos", model, full_size=True)
     foreign.labels = torch.full_like(foreign.labels, 10)  # none of the model's
     again = seam.calibrate(seam.quantize(model, tmp_path / "policy.json"), foreign, level="norm")
-    history = seam.finetune(again, foreign, distillation=1, teacher=model, batch_size=16, epochs=2)
+    history = seam.finetune(again, foreign, teacher=model, batch_size=16, epochs=2)
     assert "top1" not in history[0]
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, quantized.state_dict()[name])

@@ -73,17 +73,23 @@ def test_a_killed_run_resumes_and_ends_the_same(images, tmp_path, monkeypatch):
     assert meter.images == 2 * (len(images[0]) // 64) * 64 and set(meter.parts) == {"start", "train"}
 
 
-@pytest.mark.parametrize("kept", ["frozen", "updated"])
-def test_finetuning_keeps_or_updates_the_statistics_of_batch_norm(images, kept):
-    model = quantize(network(), {"layer1.0.conv1": (4, 4)})
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+@pytest.mark.parametrize("kept", ["re-estimated", "frozen", "updated"])
+def test_finetuning_keeps_updates_or_re_estimates_the_statistics_of_batch_norm(images, kept):
+    model, frozen = (quantize(network(), {"layer1.0.conv1": (4, 4)}) for _ in range(2))
+    before, meter = {name: value.clone() for name, value in model.state_dict().items()}, Meter(CPU)
     settings = Finetune(epochs=1, kernels="eager", batch_norm=kept, threads=1)
-    train_supervised(model, settings, images[0].subset(range(256)), 0, CPU, Meter(CPU))
+    few = images[0].subset(range(256))
+    train_supervised(model, settings, few, 0, CPU, meter)
     after = model.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    assert any("running_mean" in name for name in changed) == (kept == "updated")
+    assert any("running_mean" in name for name in changed) == (kept != "frozen")
     assert any("bn1.weight" in name for name in changed)
     assert not any(module.training for module in model.modules())
+    assert meter.forwards == 256 * (6 if kept == "re-estimated" else 3)
+    if kept == "re-estimated":  # only then, when it was trained with those that it had
+        train_supervised(frozen, settings.model_copy(update={"batch_norm": "frozen"}), few, 0, CPU, Meter(CPU))
+        for name, value in frozen.named_parameters():
+            assert torch.equal(value, after[name]), name
 
 
 @pytest.mark.parametrize("steps", [1, 25, 30, 1000])
