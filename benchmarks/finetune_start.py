@@ -1,10 +1,12 @@
-"""From which level of calibration should QAT start? An experiment's networks and policies, from each of them.
+"""From which level of calibration should QAT start, and how go on? An experiment's networks and policies, from each.
 
     snakemake --cores 8                                          # the weights and policies, in results/
-    python benchmarks/finetune_start.py --csv benchmarks/finetune_start.csv
+    python benchmarks/finetune_start.py --batch-norm frozen --csv benchmarks/finetune_start.csv
     snakemake --cores 2 --configfile experiments/pretrained.yaml --until search
     python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 1000 --budgets w3a3,w4a4 \\
-        --searches jacobian-digits --lr 0.001,0.002,0.005 --distillation 0,0.9,1 --csv benchmarks/finetune_start_pretrained.csv
+        --searches uniform,jacobian-digits,jacobian-steps-digits --distillation 0 --batch-norm frozen \\
+        --csv benchmarks/finetune_start_pretrained.csv
+    # and --searches jacobian-digits --levels norm --lr 0.001,0.002,0.005 --distillation 0.9,1
 
 One thread. Top-1 % on the experiment's test images, or on --held-out training images that neither pretraining nor
 finetuning saw; calibrated at the level, and after finetuning from there. Each row is written to the CSV when it is
@@ -20,7 +22,8 @@ from transfer import resumable
 from seam.data.sampling import sample_indices
 from seam.runtime.cores import limit_threads
 
-COLUMNS = ("model", "search", "budget", "level", "seed", "lr", "distillation", "calibrated", "finetuned")
+RECIPE = ("lr", "distillation", "batch_norm")
+COLUMNS = ("model", "search", "budget", "level", "seed", *RECIPE, "calibrated", "finetuned")
 
 
 def judge_on(params, model: str, start, held_out: int | None):
@@ -49,8 +52,9 @@ def main() -> None:
     parser.add_argument("--budgets")
     parser.add_argument("--seeds")
     parser.add_argument("--levels", default="steps,output,norm")
-    parser.add_argument("--lr", help="of the weights; by default the experiment's, as distillation")
+    parser.add_argument("--lr", help="of the weights; by default the experiment's, as the next two")
     parser.add_argument("--distillation")
+    parser.add_argument("--batch-norm")
     options = parser.parse_args()
     limit_threads(1)
 
@@ -58,23 +62,25 @@ def main() -> None:
     from seam.quant.kernels import use_kernels
     from seam.runtime.meter import Meter
     from seam.runtime.process import set_up
+    from seam.settings import Finetune, checked
     from seam.stages.target import CALIBRATION_IMAGES, calibrate, quantized
     from seam.training.evaluate import evaluate
     from seam.training.supervised import train
 
     params = load_params(options.params)
     root, batch = Path(params.results), params.evaluate.batch_size
-    done, record = resumable(options.csv, COLUMNS, keys=7)
+    done, record = resumable(options.csv, COLUMNS, keys=8)
     grid = params.grid
     axes = [(grid.models, options.models), ([], options.searches), (grid.budgets, options.budgets)]
     axes += [(grid.seeds, options.seeds), ([], options.levels), ([""], options.lr), ([""], options.distillation)]
-    for model, search, budget, seed, level, lr, distillation in product(
+    axes += [([""], options.batch_norm)]
+    for model, search, budget, seed, level, *recipe in product(
         *(given.split(",") if given else all_ for all_, given in axes)
     ):
-        own = {"lr": lr, "distillation": distillation}
-        settings = params.training("finetune", model)
-        settings = settings.model_copy(update={key: float(value) for key, value in own.items() if value})
-        about = (model, search, budget, level, str(seed), f"{settings.lr:g}", f"{settings.distillation:g}")
+        own = {key: value for key, value in zip(RECIPE, recipe, strict=True) if value}
+        own |= {key: float(value) for key, value in own.items() if key != "batch_norm"}
+        settings = checked(Finetune, {**params.training("finetune", model).model_dump(), **own})
+        about = (model, search, budget, level, str(seed), *(f"{getattr(settings, key)}" for key in RECIPE))
         if about in done:
             continue
         device = set_up("cpu", 1, int(seed))

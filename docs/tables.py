@@ -327,7 +327,7 @@ def norm_level() -> str:
 
 def finetune_start() -> str:
     """Calibrated -> finetuned with labels from each level: a network, budget and policy a line."""
-    found = [row for row in rows("finetune_start_pretrained") if (row["lr"], row["distillation"]) == ("0.005", "0")]
+    found = [row for row in rows("finetune_start_pretrained") if (row["lr"], row["distillation"]) == ("0.005", "0.0")]
     levels = [level for (level,) in grouped(found, "level")]
     lines = []
     for (model, budget, search), group in grouped(found, "model", "budget", "search").items():
@@ -341,7 +341,7 @@ def finetune_start() -> str:
 
 
 def finetune_recipe() -> str:
-    """The default's policies finetuned from level norm: a network and budget a line, a loss and learning rate a column."""
+    """The default's policies finetuned from level norm: a network and budget a line, a loss and rate a column."""
     found = rows("finetune_start_pretrained")
     found = [row for row in found if (row["search"], row["level"]) == ("jacobian-digits", "norm")]
     recipes = sorted(grouped(found, "distillation", "lr"))
@@ -350,7 +350,7 @@ def finetune_recipe() -> str:
         at = {(row["distillation"], row["lr"]): f"{float(row['finetuned']):.1f}" for row in group}
         cells = [at.get(recipe, NOT_RUN) for recipe in recipes]
         lines.append([place_name(*place), f"{float(group[0]['calibrated']):.1f}", *cells])
-    head = (f"distillation {share}, lr {lr}" for share, lr in recipes)
+    head = (f"distillation {float(share):g}, lr {lr}" for share, lr in recipes)
     return table(("network", "calibrated", *head), lines, 1)
 
 

@@ -203,11 +203,11 @@ def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tables, 
 
 def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, tmp_path):
     (tmp_path / "finetune_start_pretrained.csv").write_text(
-        "model,search,budget,level,seed,lr,distillation,calibrated,finetuned\n"
-        "mobilenetv2,uniform,w3a3,norm,0,0.005,0,58.1,58.6\nmobilenetv2,uniform,w3a3,output,0,0.005,0,10,15.6\n"
-        "mobilenetv2,jacobian-digits,w3a3,norm,0,0.005,0,64.9,66.6\n"
-        "mobilenetv2,jacobian-digits,w3a3,norm,0,0.002,1,64.9,68.2\n"
-        "resnet18,jacobian-digits,w4a4,norm,0,0.002,1,75.6,74\n"
+        "model,search,budget,level,seed,lr,distillation,batch_norm,calibrated,finetuned\n"
+        "mobilenetv2,uniform,w3a3,norm,0,0.005,0.0,frozen,58.1,58.6\nmobilenetv2,uniform,w3a3,output,0,0.005,0.0,frozen,10,15.6\n"
+        "mobilenetv2,jacobian-digits,w3a3,norm,0,0.005,0.0,frozen,64.9,66.6\n"
+        "mobilenetv2,jacobian-digits,w3a3,norm,0,0.002,1.0,frozen,64.9,68.2\n"
+        "resnet18,jacobian-digits,w4a4,norm,0,0.002,1.0,frozen,75.6,74\n"
     )
     assert tables.finetune_start().splitlines() == [
         "| network | policy | from `norm` | from `output` |",
