@@ -115,9 +115,9 @@ def scale224() -> str:
     return table(head, lines, 1)
 
 
-def pretrained() -> str:
+def pretrained(name: str = "pretrained") -> str:
     """Calibrated only and after QAT: a network and budget a line, a search a column."""
-    found = rows("pretrained")
+    found = rows(name)
     at = grouped(found, "model", "budget", "search")
     searches = list(dict.fromkeys(row["search"] for row in found))
     lines = []
@@ -359,6 +359,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "scale224": scale224,
     "pretrained": pretrained,
+    "pretrained_steps": partial(pretrained, "pretrained_steps"),
     "benchmark": benchmark,
     "ranks_of_all": ranks_of_all,
     "ranks_of_all_norm": partial(ranks_of_all, "norm"),
