@@ -6,7 +6,9 @@
     python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 1000 --budgets w3a3,w4a4 \\
         --searches uniform,jacobian-digits,jacobian-steps-digits --distillation 0 --batch-norm frozen \\
         --csv benchmarks/finetune_start_pretrained.csv
-    # and --searches jacobian-digits --levels norm --lr 0.001,0.002,0.005 --distillation 0.9,1
+    python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 1000 --budgets w3a3,w4a4 \\
+        --searches jacobian-digits --levels norm --lr 0.001,0.002,0.005 --distillation 0.9,1 --batch-norm frozen \\
+        --csv benchmarks/finetune_start_pretrained.csv
 
 One thread. Top-1 % on the experiment's test images, or on --held-out training images that neither pretraining nor
 finetuning saw; calibrated at the level, and after finetuning from there. Each row is written to the CSV when it is

@@ -7,7 +7,8 @@ calibrate` does by default (level `norm`)?
 
 Networks and images as in benchmarks/ranks.py, but all photographs that do not calibrate are judged on. EfficientNet's
 policies are searched here on --proxies with --seeds; those of an experiment's network are the ones in its results, of
---searches. Each is calibrated at level `norm` on 256 images of the target. --csv gets a row a policy.
+--searches (jacobian-fit-steps-digits: of the experiment with `options: {calibration: steps}` for jacobian-fit-digits).
+Each is calibrated at level `norm` on 256 images of the target. --csv gets a row a policy.
 """
 
 import copy

@@ -327,7 +327,9 @@ def norm_level() -> str:
 
 def finetune_start() -> str:
     """Calibrated -> finetuned with labels from each level: a network, budget and policy a line."""
-    found = [row for row in rows("finetune_start_pretrained") if (row["lr"], row["distillation"]) == ("0.005", "0.0")]
+    wanted = ("0.005", "0.0", "frozen")
+    found = rows("finetune_start_pretrained")
+    found = [row for row in found if (row["lr"], row["distillation"], row["batch_norm"]) == wanted]
     levels = [level for (level,) in grouped(found, "level")]
     lines = []
     for (model, budget, search), group in grouped(found, "model", "budget", "search").items():
@@ -341,17 +343,16 @@ def finetune_start() -> str:
 
 
 def finetune_recipe() -> str:
-    """The default's policies finetuned from level norm: a network and budget a line, a loss and rate a column."""
+    """The default's policies finetuned from level norm: statistics, a loss and a rate a line, a network and budget a
+    column; the first line is before finetuning."""
     found = rows("finetune_start_pretrained")
     found = [row for row in found if (row["search"], row["level"]) == ("jacobian-digits", "norm")]
-    recipes = sorted(grouped(found, "distillation", "lr"))
-    lines = []
-    for place, group in grouped(found, "model", "budget").items():
-        at = {(row["distillation"], row["lr"]): f"{float(row['finetuned']):.1f}" for row in group}
-        cells = [at.get(recipe, NOT_RUN) for recipe in recipes]
-        lines.append([place_name(*place), f"{float(group[0]['calibrated']):.1f}", *cells])
-    head = (f"distillation {float(share):g}, lr {lr}" for share, lr in recipes)
-    return table(("network", "calibrated", *head), lines, 1)
+    places = list(grouped(found, "model", "budget"))
+    lines = [["calibrated", "", "", *by_place(found, places, lambda row: f"{float(row['calibrated']):.1f}")]]
+    for (statistics, share, lr), group in sorted(grouped(found, "batch_norm", "distillation", "lr").items()):
+        cells = by_place(group, places, lambda row: f"{float(row['finetuned']):.1f}")
+        lines.append([statistics, f"{float(share):g}", lr, *cells])
+    return table(("statistics", "distillation", "lr", *(place_name(*place) for place in places)), lines, 1)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -150,7 +150,7 @@ def search(
 def finetune(
     policy: Policy,
     out: Out,
-    data: Data,
+    data: Annotated[str, typer.Option(help=f"{_DATA}; class folders are needed for --distillation below 1 alone.")],
     model: ModelOfPolicy = "",
     weights: Weights = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
@@ -163,7 +163,10 @@ def finetune(
     ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd, or adamw for transformers.")] = "sgd",
     batch_norm: Annotated[
-        str, typer.Option(help="Statistics: re-estimated at the end, frozen, or updated (long training).")
+        str,
+        typer.Option(
+            help="Statistics: re-estimated at the end if that lowers the loss, frozen, or updated (long training)."
+        ),
     ] = "re-estimated",
     distillation: Annotated[
         float,
@@ -215,7 +218,7 @@ def finetune(
     )
     if held is None:
         typer.echo(
-            "no held-out images to measure it on: put some in val/, beside train/, in folders of the model's classes"
+            "not measured: that takes train/ and val/, both with a folder for each class of the model, or `evaluate`"
         )
     else:
         measured = (f"{key} {before[key]:g} -> {after[key]:g}" for key in ("top1", "loss"))

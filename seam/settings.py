@@ -147,14 +147,14 @@ class Training(_Frozen):
 class Finetune(Training):
     """Quantization-aware training: `Training` plus the learning rate of the quantizers' log steps (Adam).
 
-    BatchNorm's statistics stay as calibration leaves them until its end, by default, where they are re-estimated: in a
-    short training they drift to the images and to the noise faster than the weights follow.
+    By default BatchNorm's statistics stay as calibration leaves them, since in a short training they drift to the
+    images and to the noise faster than the weights follow; at its end they are re-estimated, if that lowers the loss.
     """
 
     calibration: Literal["steps", "output", "norm"] = "norm"  # level that it starts from
     step_lr: Positive = 1e-2  # learning rate of the quantizers' log steps (Adam)
     batch_norm: Literal["re-estimated", "frozen", "updated"] = (
-        "re-estimated"  # its statistics: at the end, never, or always
+        "re-estimated"  # its statistics: set anew at the end if that lowers the loss, kept, or updated at each step
     )
     distillation: Share = 0.0  # of the loss: how far the full-precision network's predictions are; the rest: labels
     clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without

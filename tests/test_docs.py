@@ -204,6 +204,7 @@ def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tables, 
 def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, tmp_path):
     (tmp_path / "finetune_start_pretrained.csv").write_text(
         "model,search,budget,level,seed,lr,distillation,batch_norm,calibrated,finetuned\n"
+        "mobilenetv2,uniform,w3a3,norm,0,0.005,0.0,re-estimated,58.1,58.9\n"
         "mobilenetv2,uniform,w3a3,norm,0,0.005,0.0,frozen,58.1,58.6\nmobilenetv2,uniform,w3a3,output,0,0.005,0.0,frozen,10,15.6\n"
         "mobilenetv2,jacobian-digits,w3a3,norm,0,0.005,0.0,frozen,64.9,66.6\n"
         "mobilenetv2,jacobian-digits,w3a3,norm,0,0.002,1.0,frozen,64.9,68.2\n"
@@ -216,10 +217,11 @@ def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, 
         "| MobileNetV2 w3a3 | `jacobian-digits` | 64.9 → 66.6 | – |",
     ]
     assert tables.finetune_recipe().splitlines() == [
-        "| network | calibrated | distillation 0, lr 0.005 | distillation 1, lr 0.002 |",
-        "| --- | ---: | ---: | ---: |",
-        "| MobileNetV2 w3a3 | 64.9 | 66.6 | 68.2 |",
-        "| ResNet-18 w4a4 | 75.6 | – | 74.0 |",
+        "| statistics | distillation | lr | MobileNetV2 w3a3 | ResNet-18 w4a4 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| calibrated |  |  | 64.9 | 75.6 |",
+        "| frozen | 0 | 0.005 | 66.6 | – |",
+        "| frozen | 1 | 0.002 | 68.2 | 74.0 |",
     ]
     (tmp_path / "norm_level.csv").write_text(
         "model,budget,search,top1\nnet,w4a4,jacobian,84.4\nnet,w4a4,jacobian-steps,83.9\nnet,w4a4,jacobian-steps,83.3\n"

@@ -1,4 +1,4 @@
-"""Which BatchNorm stands behind which layer."""
+"""BatchNorms with running statistics, and which of them stands behind which layer."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -7,6 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from seam.models.shared_inputs import watch
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """All BatchNorms of a model that hold running statistics."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 @torch.no_grad()
@@ -31,8 +37,7 @@ def norms_behind(model: nn.Module, layers: Iterable[str], x: Tensor) -> dict[str
         if name and version == args[0]._version:  # not changed in place since
             found[name] = norm
 
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    hooks = [norm.register_forward_pre_hook(read) for norm in norms if norm.running_mean is not None]
+    hooks = [norm.register_forward_pre_hook(read) for norm in batch_norms(model)]
     try:
         with watch(model, layers, lambda name, x: None, note):
             model(x)

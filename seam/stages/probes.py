@@ -27,6 +27,7 @@ from seam.search.problem import prepare, solve
 from seam.settings import Training
 from seam.stages.target import CALIBRATION_IMAGES, budgets_of, locked_layers
 from seam.training.evaluate import evaluate_each
+from seam.training.statistics import IMAGES
 from seam.training.supervised import train
 
 FEW, MANY = 4, 20  # steps of the two runs whose difference gives the seconds of one
@@ -82,7 +83,9 @@ class Probes:
     def trained(self, network: Callable[..., torch.nn.Module], alias: str, settings: Training) -> Line:
         batch = max(1, settings.batch_size // settings.processes)
         available = min(settings.images or self.target.train, self.target.train)
-        images, start = self.images(min(4 * batch, available), self.target), network(self, alias)
+        # As many as it re-estimates statistics from, which is the greater part of what does not grow with the steps.
+        few = max(4 * batch, IMAGES if getattr(settings, "batch_norm", "") == "re-estimated" else 0)
+        images, start = self.images(min(few, available), self.target), network(self, alias)
         calibration = getattr(settings, "calibration", None)
         teacher = copy.deepcopy(start).eval() if getattr(settings, "distillation", 0.0) else None
 

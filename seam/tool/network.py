@@ -112,7 +112,7 @@ def finetune(
             (Goyal et al. 2017), since few images give rough gradients.
         optimizer: of the weights: sgd, or adamw, which suits transformers.
         distillation: share of the loss, 0 to 1, that is the distance to the `teacher`'s predictions; with 1 no label is
-            read. By default 1 where there is a teacher, which loses least in a short training (docs/calibration.md).
+            read. By default 1 where there is a teacher: labels cost more in a short training (docs/calibration.md).
         teacher: the network in full precision.
         resume: checkpoint of an interrupted run.
     """

@@ -6,8 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seam.models.norms import batch_norms
+from seam.runtime.process import loader_workers
+from seam.runtime.progress import phase
+
 IMAGES = 512
 BATCH = 64
+PASSES = 3  # over them: two for the loss, one for the statistics
 
 
 @torch.no_grad()
@@ -24,34 +29,32 @@ def re_estimate(
     training, who re-estimate them). But what a training with frozen statistics moved on purpose new ones move back, so
     the loss decides (our choice).
     """
-    norms = [
-        m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
-    ]
+    norms = batch_norms(model)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]
     if not norms or len(order) < 2:  # one image may be a single value a channel, which has no variance
         return 0
     parts = order.tensor_split(-(-len(order) // BATCH))  # evenly: a last batch of one image would be as above
-    batches = [next(iter(images.subset(part).batches(len(part), device=device))) for part in parts]
+    given = {"device": device, "workers": loader_workers(device)}
+    with phase("re-estimate BatchNorm's statistics"):
+        batches = [next(iter(images.subset(part).batches(len(part), **given))) for part in parts]
 
-    def mean_loss() -> float:
-        return sum(float(loss(x, y)) * len(y) for x, y in batches) / len(order)
+        def mean_loss() -> float:
+            return sum(float(loss(x, y)) * len(y) for x, y in batches) / len(order)
 
-    model.eval()
-    before = mean_loss()
-    kept = [(norm.momentum, {name: value.clone() for name, value in norm.state_dict().items()}) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # averages, all batches alike
-        norm.train()
-    for x, _ in batches:
-        model(x)
-    reached = [bool(norm.num_batches_tracked) for norm in norms]
-    model.eval()
-    for norm, (momentum, state), used in zip(norms, kept, reached, strict=True):
-        norm.momentum = momentum
-        if not used:
-            norm.load_state_dict(state)
-    if not mean_loss() < before:
-        for norm, (_, state) in zip(norms, kept, strict=True):
-            norm.load_state_dict(state)
+        model.eval()
+        before = mean_loss()
+        kept = [(norm.momentum, {name: value.clone() for name, value in norm.state_dict().items()}) for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # averages, all batches alike
+            norm.training = True  # of it alone: timm's may hold an activation and dropout
+        for x, _ in batches:
+            model(x)
+        for norm, (momentum, state) in zip(norms, kept, strict=True):
+            norm.momentum, norm.training = momentum, False
+            if norm.num_batches_tracked == 0:  # nothing reaches it
+                norm.load_state_dict(state)
+        if not mean_loss() < before:
+            for norm, (_, state) in zip(norms, kept, strict=True):
+                norm.load_state_dict(state)
     return len(order)

@@ -14,7 +14,7 @@ from seam.runtime.meter import Meter
 from seam.settings import Finetune, Training
 from seam.training.loop import Loss, fit
 from seam.training.optimizers import Group
-from seam.training.statistics import re_estimate
+from seam.training.statistics import PASSES, re_estimate
 
 
 def cross_entropy(model: nn.Module, smoothing: float = 0.0) -> Loss:
@@ -76,8 +76,8 @@ def train(
     loss = cross_entropy(model, settings.label_smoothing)
     if share:
         loss = distilled(model, teacher, share, settings.label_smoothing, meter)
-    kept = isinstance(settings, Finetune) and settings.batch_norm != "updated"
-    if kept:
+    statistics = settings.batch_norm if isinstance(settings, Finetune) else "updated"
+    if statistics != "updated":
         more["frozen"] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with without_unreached_taps(model, size):
         meter.macs_per_image = total_macs(model, size)
@@ -97,9 +97,12 @@ def train(
                 sync_batch_norm=settings.sync_batch_norm,
                 **more,
             )
-            if kept and settings.batch_norm == "re-estimated":
-                with meter.part("calibrate"):
-                    meter.forwards += 3 * re_estimate(model, images, lambda x, y: loss(x, y, 1.0)[0], seed, device)
+            if statistics == "re-estimated":
+                counted = meter.forwards  # the loss counts its teacher as one of several processes, each with a share
+                with meter.part("statistics"):
+                    seen = re_estimate(model, images, lambda x, y: loss(x, y, 1.0)[0], seed, device)
+                meter.forwards = counted
+                meter.look(seen, forwards=PASSES + (2 if share else 0))  # the teacher's at each look at the loss
             return history
 
 

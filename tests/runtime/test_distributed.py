@@ -58,7 +58,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(both):
 
 @pytest.mark.parametrize("job", ["pretrain", "finetune", *SEARCHES])
 def test_two_processes_end_as_one_does(both, job):
-    """Ten steps of each kind of search and of QAT with a teacher (BatchNorm frozen), twenty of pretraining."""
+    """Ten steps of each kind of search and of QAT with a teacher, twenty of pretraining."""
     one, several = both[0][job], [result[job] for result in both[1]]
     assert several[0] == several[1]
     assert (several[0]["counts"], several[0]["policy"]) == (one["counts"], one["policy"])

@@ -87,4 +87,5 @@ def test_they_stay_where_the_loss_does_not_fall(images, model):
         assert shown == [33, 32, 33, 32]
         same = [torch.equal(value, before[name]) for name, value in model.state_dict().items()]
         assert all(same) != changes
+        assert all(norm.momentum == 0.1 for norm in norms(model).values())
         model.load_state_dict(before)
