@@ -260,6 +260,12 @@ def test_experiments_with_older_figures_keep_their_levels_of_calibration(name):
             assert params.settings(search).options.get("calibration") == "steps", search
 
 
+def test_the_default_experiment_keeps_what_the_readme_s_figures_were_made_with():
+    params = load_params(REPOSITORY / "params.yaml")
+    assert (params.evaluate.calibration, params.finetune.calibration) == ("norm", "norm")
+    assert (params.finetune.batch_norm, params.finetune.distillation) == ("frozen", 0.0)
+
+
 def test_jobs_are_the_cross_product_in_order(raw):
     raw["grid"] = {"models": ["mobilenet"], "searches": ["direct", "uniform"], "budgets": ["w3a3"], "seeds": [1, 0]}
     jobs = list(parse_params(raw).jobs())

@@ -59,9 +59,9 @@ def test_search_quantize_calibrate_finetune_evaluate(folder, model):
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
 
 
-@pytest.mark.parametrize(("level", "lost"), [("steps", 0), ("norm", 15)])
-def test_finetuning_a_network_with_imagenet_weights_is_no_harm(folder, level, lost):
-    """With the defaults; statistics of BatchNorm that followed the new images would end far below calibration.
+@pytest.mark.parametrize(("level", "taught", "lost"), [("steps", False, 0), ("norm", False, 15), ("norm", True, 5)])
+def test_finetuning_a_network_with_imagenet_weights_is_no_harm(folder, level, taught, lost):
+    """By labels, and by full precision's example; statistics that followed the new images would end far below.
 
     From level norm, near full precision, ten steps do cost something (docs/calibration.md), but no 40 points, as those.
     """
@@ -77,7 +77,7 @@ def test_finetuning_a_network_with_imagenet_weights_is_no_harm(folder, level, lo
     model.pretrained_cfg["input_size"] = (3, 64, 64)
     quantized = seam.calibrate(seam.quantize(model, seam.search(model, train, "w5a5")), train, level=level)
     full, before = seam.evaluate(model, test)["top1"], seam.evaluate(quantized, test)["top1"]
-    seam.finetune(quantized, train, epochs=2, batch_size=20)
+    seam.finetune(quantized, train, epochs=2, batch_size=20, teacher=model if taught else None)
     after = seam.evaluate(quantized, test)["top1"]
     assert full > 60 and after >= before - lost
 

@@ -60,5 +60,8 @@ def test_distillation_brings_a_quantized_network_closer_to_full_precision_whatev
     shuffled = images.subset(torch.arange(len(images)))
     shuffled.labels = (images.labels + 1) % 10  # wrong all of them: a share of 1 must not look at them
     settings = Finetune(epochs=2, batch_size=64, lr=0.01, step_lr=0.003, distillation=1.0)
-    train(student, settings, shuffled, 0, CPU, Meter(CPU), teacher)
+    meter = Meter(CPU)
+    train(student, settings, shuffled, 0, CPU, meter, teacher)
     assert distance() < 0.5 * before
+    trained, seen = 2 * (len(images) // 64) * 64, 512  # the latter for the statistics, the loss before and after them
+    assert meter.images == trained + seen and meter.forwards == trained * (3 + 1) + seen * (3 + 2)
