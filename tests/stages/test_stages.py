@@ -262,7 +262,13 @@ def test_a_model_is_trained_with_its_own_settings(tmp_path, monkeypatch):
 @pytest.mark.parametrize("level", ["steps", "output", "norm"])
 def test_finetuning_begins_with_its_level_of_calibration(quick, tmp_path, monkeypatch, level):
     weights, job, cpu = pretrained(quick), Job("resnet", "uniform", "w3a3", 0), torch.device("cpu")
-    still = {"finetune__lr": 1e-9, "finetune__step_lr": 1e-9, "finetune__epochs": 1, "pretrain__epochs": 1}
+    still = {
+        "finetune__lr": 1e-9,
+        "finetune__step_lr": 1e-9,
+        "finetune__epochs": 1,
+        "pretrain__epochs": 1,
+        "finetune__batch_norm": "frozen",
+    }
     params = smoke(tmp_path, monkeypatch, finetune__calibration=level, **still)
     sample(params, "resnet", "uniform", weights, tmp_path / "proxy")
     search(params, job, weights, tmp_path / "proxy/proxy.json", tmp_path / "search")
