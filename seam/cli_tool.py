@@ -205,7 +205,6 @@ def finetune(
         more = f"--epochs {-(-FEW_STEPS // an_epoch)}, or a smaller --batch-size, would be more"
         typer.echo(f"only {epochs * an_epoch} steps: fewer than about {FEW_STEPS} seldom help; {more}", err=True)
     held = api.held_out(data, network, data_root=data_root)
-    held = held if held and api.has_classes_of(network, held) else None
     before = held and api.evaluate(quantized, held, device=device)
     history = api.finetune(quantized, images, **options, teacher=network, seed=seed, resume=resume, device=device)
     after = held and api.evaluate(quantized, held, device=device)

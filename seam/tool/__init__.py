@@ -14,7 +14,7 @@
 from seam.quant.finetuned import is_finetuned, load_finetuned
 from seam.tool.export import export
 from seam.tool.images import held_out, input_size, open_images, preprocessing
-from seam.tool.network import calibrate, check_classes, evaluate, file_mb, finetune, has_classes_of, quantize
+from seam.tool.network import calibrate, check_classes, evaluate, file_mb, finetune, quantize
 from seam.tool.search import search
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "export",
     "file_mb",
     "finetune",
-    "has_classes_of",
     "held_out",
     "input_size",
     "is_finetuned",

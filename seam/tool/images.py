@@ -61,14 +61,20 @@ def held_out(
 ) -> Any | None:
     """At most `count` class-balanced images that `finetune` does not see, as `open_images` gives them at full size.
 
-    None for a folder that does not hold train/ beside val/ or test/: all its images are there to train on.
+    None for a folder that does not hold train/ beside val/ or test/: all its images are there to train on. None, too,
+    where their classes are not the model's: they tell nothing of its top-1.
     """
     from seam.data.files import class_folders
 
     if Path(data).is_dir() and not class_folders(Path(data)):
         return None
     images = open_images(data, model, "test", full_size=True, data_root=data_root)
-    return images.balanced(count)
+    return images.balanced(count) if has_classes_of(model, images) else None
+
+
+def has_classes_of(model: nn.Module, images: Any) -> bool:
+    """Whether the images have as many classes as the model: their labels are then taken to be its own."""
+    return len(images.classes) == model.num_classes
 
 
 def _stated(model: nn.Module) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from seam.errors import SeamError
-from seam.tool.images import input_size
+from seam.tool.images import has_classes_of, input_size
 
 CALIBRATION_IMAGES = 256
 LR = {"sgd": 0.005, "adamw": 2e-5}  # of finetuning, at batches of 64
@@ -159,11 +159,6 @@ def evaluate(model: nn.Module, images: Any, batch_size: int = 64, device: str = 
     place = set_up(device, torch.get_num_threads(), 0)
     use_kernels(device=place)
     return measure(model.to(place).to(memory_format=torch.channels_last), images, batch_size, place)
-
-
-def has_classes_of(model: nn.Module, images: Any) -> bool:
-    """Whether the images have as many classes as the model: their labels are then taken to be its own."""
-    return len(images.classes) == model.num_classes
 
 
 def check_classes(model: nn.Module, images: Any, distillation: float | None = None) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seam.models.find import total_macs
+from seam.models.norms import batch_norms
 from seam.models.padding_taps import without_unreached_taps
 from seam.quant.fused_activations import clamp_in_quantizers
 from seam.runtime.distributed import processes
@@ -73,12 +74,12 @@ def train(
         more: of `fit`.
     """
     size, share = images.shape, getattr(settings, "distillation", 0.0)
+    statistics = getattr(settings, "batch_norm", "updated")
     loss = cross_entropy(model, settings.label_smoothing)
     if share:
         loss = distilled(model, teacher, share, settings.label_smoothing, meter)
-    statistics = settings.batch_norm if isinstance(settings, Finetune) else "updated"
     if statistics != "updated":
-        more["frozen"] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        more["frozen"] = batch_norms(model)
     with without_unreached_taps(model, size):
         meter.macs_per_image = total_macs(model, size)
         with clamp_in_quantizers(model, size):
