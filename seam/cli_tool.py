@@ -150,7 +150,7 @@ def search(
 def finetune(
     policy: Policy,
     out: Out,
-    data: Annotated[str, typer.Option(help=f"{_DATA}; class folders are needed for --distillation below 1 alone.")],
+    data: Annotated[str, typer.Option(help=f"{_DATA}; class folders are needed only where labels teach.")],
     model: ModelOfPolicy = "",
     weights: Weights = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
