@@ -100,7 +100,7 @@ def statistics(scores, top1, loss, chosen: float | None = None) -> tuple:
 
 
 class Subject(NamedTuple):
-    """The network whose policies are ranked. images: proxy's name, count -> its images."""
+    """The network whose policies are ranked. images: proxy's name, count, seed -> its images."""
 
     name: str
     model: Any
@@ -108,7 +108,7 @@ class Subject(NamedTuple):
     calibration: Any
     judged: Any
     proxies: Sequence[str]
-    images: Callable[[str, int], Any]
+    images: Callable[..., Any]
 
     @property
     def names(self) -> list[str]:
@@ -167,13 +167,13 @@ def subject(options: argparse.Namespace) -> Subject:
         judged = photos.subset(range(CALIBRATION, min(CALIBRATION + options.images, len(photos))))
         layers = find_layers(model, input_size)
 
-    def images(proxy: str, count: int):
+    def images(proxy: str, count: int, seed: int = 0):
         if proxy == "photographs":
             return photographs(options.photos, model, side).subset(range(count))
         if proxy == "target":
             return own.balanced(count)
         found = tool.open_images(proxy, model, image_size=side, data_root=data_root)
-        return found.subset(sample_indices(found.labels.numpy(), count, "balanced", 0))
+        return found.subset(sample_indices(found.labels.numpy(), count, "balanced", seed))
 
     return Subject(name, model, layers, calibration, judged, proxies, images)
 

@@ -325,6 +325,21 @@ def norm_level() -> str:
     return table(("network", *map(named, methods)), lines, 1)
 
 
+def norm_images() -> str:
+    """Top-1 % (and cross-entropy) of what `jacobian` chooses from 128 or 64 digits: a network and budget a line."""
+    lines = []
+    columns = {"128 images": "jacobian", "64": "jacobian-64", "64, four draws": "jacobian-64x4"}
+    for place, group in grouped(rows("norm_images"), "model", "budget").items():
+        cells = []
+        for search in columns.values():
+            own = [row for row in group if row["search"] == search]
+            cells.append(
+                ", ".join(f"{float(row['top1']):.1f} ({float(row['cross_entropy']):.2f})" for row in own) or NOT_RUN
+            )
+        lines.append([place_name(*place), *cells])
+    return table(("network", *columns), lines, 1)
+
+
 def finetune_start() -> str:
     """Calibrated -> finetuned with labels from each level: a network, budget and policy a line."""
     wanted = ("0.005", "0.0", "frozen")
@@ -369,6 +384,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks_pretrained": partial(ranks, "ranks_pretrained"),
     "terms": terms,
     "norm_level": norm_level,
+    "norm_images": norm_images,
     "finetune_start": finetune_start,
     "finetune_recipe": finetune_recipe,
     "choices_pretrained": partial(choices, "ranks_pretrained"),
