@@ -231,6 +231,11 @@ def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, 
         "| net w4a4 | 83.9, 83.3 | 84.4 | – | – |",
         "| ResNet-18 w3a3 | – | 70.0 | – | 60.0 |",
     ]
+    (tmp_path / "norm_images.csv").write_text(
+        "model,budget,search,top1,cross_entropy\nnet,w4a4,jacobian,84.4,0.951\nnet,w4a4,jacobian,83.2,0.977\n"
+        "net,w4a4,jacobian-64,83.7,1.0045\n"
+    )
+    assert tables.norm_images().splitlines()[2:] == ["| net w4a4 | 84.4 (0.95), 83.2 (0.98) | 83.7 (1.00) | – |"]
 
 
 def test_the_testbed_s_table_has_a_line_a_network_and_budget(tables, tmp_path):

@@ -263,7 +263,7 @@ def test_experiments_with_older_figures_keep_their_levels_of_calibration(name):
 def test_the_default_experiment_keeps_what_the_readme_s_figures_were_made_with():
     params = load_params(REPOSITORY / "params.yaml")
     assert (params.evaluate.calibration, params.finetune.calibration) == ("norm", "norm")
-    assert (params.finetune.batch_norm, params.finetune.distillation) == ("frozen", 0.0)
+    assert (params.finetune.batch_norm, params.finetune.distillation) == ("re-estimated", 1.0)
 
 
 def test_jobs_are_the_cross_product_in_order(raw):
