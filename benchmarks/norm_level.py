@@ -32,7 +32,7 @@ METHODS = {  # options of each
     "jacobian-64": ("jacobian", {"images": 64}),
     "jacobian-64x4": ("jacobian", {"images": 64, "draws": 4}),
 }
-ALL = ("jacobian-steps", "jacobian", "jacobian-fit-steps", "uniform")
+DEFAULT = ("jacobian-steps", "jacobian", "jacobian-fit-steps", "uniform")
 COLUMNS = ("model", "budget", "search", "proxy", "seed", "top1", "cross_entropy", "images", "machine")
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.set_defaults(images=1000)
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/norm_level.csv"))
     parser.add_argument("--searches", default=",".join(SEARCHES))
-    parser.add_argument("--methods", help="by default " + ",".join(ALL))
+    parser.add_argument("--methods", help="by default " + ",".join(DEFAULT))
     parser.add_argument("--proxies", default="digits,fashion_mnist,cifar10")
     parser.add_argument("--seeds", default="0,1")
     options = parser.parse_args()
@@ -69,7 +69,7 @@ def main() -> None:
                 if (ranked.name, budget, search, "", "0") not in done:
                     judge(read_policy(place / search / budget / "0/policy.json"), budget, search, "", "0")
             continue
-        chosen = options.methods.split(",") if options.methods else ALL
+        chosen = options.methods.split(",") if options.methods else DEFAULT
         for proxy, seed, search in product(options.proxies.split(","), options.seeds.split(","), chosen):
             method, given = METHODS[search]
             about = (search, "", "0") if method == "uniform" else (search, proxy, seed)
