@@ -5,7 +5,8 @@ calibrate` does by default (level `norm`)?
     snakemake --cores 2 --configfile experiments/pretrained.yaml --until search
     python benchmarks/norm_level.py --experiment experiments/pretrained.yaml --model resnet18 --images 1000 --threads 1
 
-    python benchmarks/norm_level.py ... --methods jacobian,jacobian-64 --proxies digits  # fewer images
+    python benchmarks/norm_level.py ... --methods jacobian,jacobian-64,jacobian-64x4 --proxies digits \\
+        --csv benchmarks/norm_images.csv  # with fewer images
 
 Networks and images as in benchmarks/ranks.py, but all photographs that do not calibrate are judged on. EfficientNet's
 policies are searched here by --methods on --proxies with --seeds; those of an experiment's network are the ones in its
@@ -70,15 +71,16 @@ def main() -> None:
                     judge(read_policy(place / search / budget / "0/policy.json"), budget, search, "", "0")
             continue
         chosen = options.methods.split(",") if options.methods else DEFAULT
-        for proxy, seed, search in product(options.proxies.split(","), options.seeds.split(","), chosen):
-            method, given = METHODS[search]
-            about = (search, "", "0") if method == "uniform" else (search, proxy, seed)
-            if (ranked.name, budget, *about) not in done:
-                images = ranked.images(proxy, 128, int(seed))
-                images.name = proxy
-                settings = {"method": method, "seed": int(seed), "settings": {"bits": BITS, "options": given}}
-                judge(tool.search(ranked.model, images, budget, **settings), budget, *about)
-                done.add((ranked.name, budget, *about))
+        for proxy, seed in product(options.proxies.split(","), options.seeds.split(",")):
+            images = ranked.images(proxy, 128, int(seed))
+            images.name = proxy
+            for search in chosen:
+                method, given = METHODS[search]
+                about = (search, "", "0") if method == "uniform" else (search, proxy, seed)
+                if (ranked.name, budget, *about) not in done:
+                    settings = {"method": method, "seed": int(seed), "settings": {"bits": BITS, "options": given}}
+                    judge(tool.search(ranked.model, images, budget, **settings), budget, *about)
+                    done.add((ranked.name, budget, *about))
 
 
 if __name__ == "__main__":

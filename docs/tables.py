@@ -49,11 +49,15 @@ def named(search: str) -> str:
     return f"`{method}` {change}".strip()
 
 
+def top1_of(row: Row) -> str:
+    return f"{float(row['top1']):.1f}"
+
+
 def by_budget(found: list[Row]) -> list[str]:
     """Top-1 at each budget, its seeds side by side; and the seconds of a search."""
     at = grouped(found, "budget")
     seeds = {b: sorted(at.get((b,), []), key=lambda row: row["seed"]) for b in BUDGETS}
-    cells = [", ".join(f"{float(row['top1']):.1f}" for row in seeds[b]) or NOT_RUN for b in BUDGETS]
+    cells = [", ".join(map(top1_of, seeds[b])) or NOT_RUN for b in BUDGETS]
     seconds = [float(row["search_seconds"]) for row in found if row["search_seconds"]]
     return [*cells, f"{median(seconds):.0f}" if seconds else NOT_RUN]
 
@@ -311,33 +315,27 @@ def terms() -> str:
     return table(("`jacobian`", *(place_name(*place) for place in places)), lines, 1)
 
 
+def chosen(name: str, columns: dict[str, str], cell: Callable[[Row], str]) -> str:
+    """What searches choose: a network and budget a line; columns: a column's head -> its search, seeds side by side."""
+    lines = []
+    for place, group in grouped(rows(name), "model", "budget").items():
+        at = grouped(({**row, "search": row["search"].removesuffix("-digits")} for row in group), "search")
+        cells = [", ".join(map(cell, at.get((search,), []))) or NOT_RUN for search in columns.values()]
+        lines.append([place_name(*place), *cells])
+    return table(("network", *columns), lines, 1)
+
+
 def norm_level() -> str:
-    """Calibrated with BatchNorm's statistics re-estimated: a network and budget a line, a method a column."""
-    found, lines = rows("norm_level"), []
+    """Top-1 % with BatchNorm's statistics re-estimated, by method."""
     methods = {"jacobian": "jacobian-steps", "jacobian norm": "jacobian", "jacobian_fit": "jacobian-fit-steps"}
     methods["uniform"] = "uniform"  # the others as the tables of ranks have them
-    for place, group in grouped(found, "model", "budget").items():
-        cells = []
-        for start in methods.values():
-            own = [row for row in group if row["search"].removesuffix("-digits") == start]
-            cells.append(", ".join(f"{float(row['top1']):.1f}" for row in own) or NOT_RUN)
-        lines.append([place_name(*place), *cells])
-    return table(("network", *map(named, methods)), lines, 1)
+    return chosen("norm_level", {named(method): search for method, search in methods.items()}, top1_of)
 
 
 def norm_images() -> str:
-    """Top-1 % (and cross-entropy) of what `jacobian` chooses from 128 or 64 digits: a network and budget a line."""
-    lines = []
+    """Top-1 % (and cross-entropy) there of what `jacobian` chooses, by how many images it sees."""
     columns = {"128 images": "jacobian", "64": "jacobian-64", "64, four draws": "jacobian-64x4"}
-    for place, group in grouped(rows("norm_images"), "model", "budget").items():
-        cells = []
-        for search in columns.values():
-            own = [row for row in group if row["search"] == search]
-            cells.append(
-                ", ".join(f"{float(row['top1']):.1f} ({float(row['cross_entropy']):.2f})" for row in own) or NOT_RUN
-            )
-        lines.append([place_name(*place), *cells])
-    return table(("network", *columns), lines, 1)
+    return chosen("norm_images", columns, lambda row: f"{top1_of(row)} ({float(row['cross_entropy']):.2f})")
 
 
 def finetune_start() -> str:
