@@ -1,5 +1,5 @@
 """The pages that are made from the code: commands, parameters, policy file, jobs, and the figure of the pipeline; and
-the tables of results.md, from the CSVs of the benchmarks.
+the tables of results.md, calibration.md and the README, from the CSVs of the benchmarks.
 
     python docs/generate.py           # writes them
     python docs/generate.py --check   # exit code 1 and their names where one is not up to date
@@ -43,7 +43,7 @@ def pages() -> dict[Path, str]:
         DOCS / "img/pipeline.svg": pipeline(),
         **{
             page: tables.fill(page.read_text(encoding="utf-8"))
-            for page in (DOCS / "results.md", DOCS / "calibration.md")
+            for page in (DOCS / "results.md", DOCS / "calibration.md", DOCS.parent / "README.md")
         },
     }
 

@@ -1,4 +1,5 @@
-"""The tables of docs/results.md, from the CSVs in benchmarks/: one row there is one run, with the machine it ran on.
+"""The tables of results.md, calibration.md and the README, from the CSVs in benchmarks/: one row there is one run, with
+the machine it ran on.
 
 `python docs/generate.py` puts each between its two comments, <!-- table NAME --> and <!-- end -->, on that page.
 """
@@ -15,7 +16,7 @@ from seam.report.text import markdown
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BUDGETS = ("w6a6", "w5a5", "w4a4")
 NETWORKS = {"tf_efficientnet_lite0": "Lite0", "tf_efficientnet_lite1": "Lite1", "tf_efficientnet_lite2": "Lite2"}
-NETWORKS |= {"mobilenetv2": "MobileNetV2", "resnet18": "ResNet-18", "vit": "ViT-S"}
+NETWORKS |= {"lite0": "Lite0", "mobilenetv2": "MobileNetV2", "resnet18": "ResNet-18", "vit": "ViT-S"}
 PROXIES = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "": "–"}
 NOT_RUN = "–"
 RANKS = ("ranks", "ranks_pretrained")  # CSVs of rank correlations
@@ -119,11 +120,11 @@ def scale224() -> str:
     return table(head, lines, 1)
 
 
-def pretrained(name: str = "pretrained") -> str:
-    """Calibrated only and after QAT: a network and budget a line, a search a column."""
-    found = rows(name)
+def pretrained(name: str = "pretrained", of: Sequence[str] = ()) -> str:
+    """Calibrated only and after QAT: a network and budget a line, a search (of those in `of`, if any) a column."""
+    found = [row for row in rows(name) if not of or row["search"] in of]
     at = grouped(found, "model", "budget", "search")
-    searches = list(dict.fromkeys(row["search"] for row in found))
+    searches = of or list(dict.fromkeys(row["search"] for row in found))
     lines = []
     for (model,), group in grouped(found, "model").items():
         whole = float(group[0]["top1"]) - float(group[0]["delta_fp"])
@@ -133,7 +134,7 @@ def pretrained(name: str = "pretrained") -> str:
                 both = [
                     " → ".join(spread([float(row[k]) for row in c], 1) for k in PARTS) if c else NOT_RUN for c in cells
                 ]
-                lines.append([f"{model}, {whole:.1f}", budget, *both])
+                lines.append([f"{NETWORKS.get(model, model)}, {whole:.1f}", budget, *both])
     return table(("network, full precision %", "budget", *(f"`{search}`" for search in searches)), lines, 2)
 
 
@@ -374,6 +375,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale224": scale224,
     "pretrained": pretrained,
     "pretrained_steps": partial(pretrained, "pretrained_steps"),
+    "testbed": partial(pretrained, of=("jacobian-digits", "seam-digits", "uniform", "random")),
     "benchmark": benchmark,
     "ranks_of_all": ranks_of_all,
     "ranks_of_all_norm": partial(ranks_of_all, "norm"),

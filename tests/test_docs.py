@@ -244,10 +244,13 @@ def test_the_testbed_s_table_has_a_line_a_network_and_budget(tables, tmp_path):
         "vit,ours,w3a3,0,70,80,-10\nvit,ours,w4a4,0,85,88,-2\nvit,uniform,w4a4,0,60,75,-15\nresnet,uniform,w4a4,0,50,75,5\n"
     )
     assert tables.pretrained().splitlines()[2:] == [
-        "| vit, 90.0 | w4a4 | 85.0 → 88.0 | 60.0 → 75.0 |",
-        "| vit, 90.0 | w3a3 | 70.0 → 80.0 | – |",
+        "| ViT-S, 90.0 | w4a4 | 85.0 → 88.0 | 60.0 → 75.0 |",
+        "| ViT-S, 90.0 | w3a3 | 70.0 → 80.0 | – |",
         "| resnet, 70.0 | w4a4 | – | 50.0 → 75.0 |",
     ]
+    of_two = tables.pretrained(of=("uniform", "random")).splitlines()
+    assert of_two[0] == "| network, full precision % | budget | `uniform` | `random` |"
+    assert of_two[2:] == ["| ViT-S, 90.0 | w4a4 | 60.0 → 75.0 | – |", "| resnet, 70.0 | w4a4 | 50.0 → 75.0 | – |"]
 
 
 def test_the_figure_shows_the_stages_and_what_they_read():
