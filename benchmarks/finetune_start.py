@@ -1,7 +1,7 @@
 """From which level of calibration should QAT start, and how go on? An experiment's networks and policies, from each.
 
     snakemake --cores 8                                          # the weights and policies, in results/
-    python benchmarks/finetune_start.py --distillation 0 --batch-norm frozen --csv benchmarks/finetune_start.csv
+    python benchmarks/finetune_start.py --distillation 0 --batch-norm frozen --csv finetune_start.csv
     snakemake --cores 2 --configfile experiments/pretrained.yaml --until search
     python benchmarks/finetune_start.py --params experiments/pretrained.yaml --held-out 1000 --budgets w3a3,w4a4 \\
         --searches uniform,jacobian-digits,jacobian-steps-digits --distillation 0 --batch-norm frozen \\

@@ -265,9 +265,13 @@ def choices(name: str = "ranks") -> str:
     return table(head, [*lines, ["best of those drawn", "", *best]], 2)
 
 
-def ranks_of_all(level: str = "steps") -> str:
-    """Rank correlation (Spearman) from foreign proxies' images, the mean of those of a network; best method first."""
+def ranks_of_all(level: str = "steps", seen: Sequence[str] = ()) -> str:
+    """Rank correlation (Spearman) from foreign proxies' images, the mean of those of a network; best method first.
+
+    seen: the foreign proxies that count, if not all.
+    """
     found = [{**row, "name": name} for name in RANKS for row in rank_rows(name, level)]
+    found = [row for row in found if not seen or row["proxy"] in (*seen, *OWN)]
     places = list(grouped(found, "name", "model", "budget"))
     lines = {}
     for (method,), group in grouped(found, "method").items():
@@ -378,7 +382,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "testbed": partial(pretrained, of=("jacobian-digits", "seam-digits", "uniform", "random")),
     "benchmark": benchmark,
     "ranks_of_all": ranks_of_all,
-    "ranks_of_all_norm": partial(ranks_of_all, "norm"),
+    "ranks_of_all_norm": partial(ranks_of_all, "norm", ("digits",)),
     "ranks": ranks,
     "choices": choices,
     "ranks_pretrained": partial(ranks, "ranks_pretrained"),

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -161,9 +161,9 @@ def finetune(
             help="Learning rate.", show_default="0.005 (adamw: 2e-5) at batches of 64, in proportion at others"
         ),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="sgd, or adamw for transformers.")] = "sgd",
+    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option(help="sgd, or adamw for transformers.")] = "sgd",
     batch_norm: Annotated[
-        str,
+        Literal["re-estimated", "frozen", "updated"],
         typer.Option(
             help="Statistics: re-estimated at the end if that lowers the loss, frozen, or updated (long training)."
         ),

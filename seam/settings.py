@@ -160,6 +160,14 @@ class Finetune(Training):
     clip_norm: Positive | None = 1.0  # of the weights' gradient: few-bit depthwise networks diverge without
     kernels: Literal["auto", "compiled", "eager"] = "auto"  # of the quantizers
 
+    @model_validator(mode="after")
+    def _labels_are_read(self) -> "Finetune":
+        if self.distillation == 1 and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing must be 0 where distillation is 1: no label is read (found {self.label_smoothing:g})"
+            )
+        return self
+
 
 class SearchSettings(_Frozen):
     """Settings that the methods share. `options` is free for a method's own settings."""

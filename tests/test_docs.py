@@ -192,13 +192,15 @@ def test_ranks_at_another_level_of_calibration_are_a_table_of_their_own(tables, 
     policies = "model,level,budget,kind,top1\n"
     for level, spearman, top1 in (("steps", 0.9, (1, 2, 3)), ("norm", 0.4, (3, 2, 1))):
         head += f"vit,{level},w4a4,jacobian norm,digits,{spearman},0,1,70,80,-3 -2 -1\n"
+        head += f"vit,{level},w4a4,jacobian norm,cifar10,0.1,0,1,70,60,-3 -2 -1\n" * (level == "norm")
+        head += f"vit,{level},w4a4,jacobian norm,photographs,0.3,0,1,70,60,-3 -2 -1\n" * (level == "norm")
         policies += "".join(f"vit,{level},w4a4,random,{value}\n" for value in top1)
     (tmp_path / "ranks.csv").write_text(head)
     (tmp_path / "ranks_policies.csv").write_text(policies)
     (tmp_path / "ranks_pretrained.csv").write_text(head.splitlines()[0] + "\n")
     steps, norm = (tables.TABLES[name]().splitlines() for name in ("ranks_of_all", "ranks_of_all_norm"))
     assert steps[2:] == ["| `jacobian` norm | 0.90 | 0.90 | 1.00 | – | 80 |"]
-    assert norm[2:] == ["| `jacobian` norm | 0.40 | 0.40 | -1.00 | – | 80 |"]
+    assert norm[2:] == ["| `jacobian` norm | 0.40 | 0.40 | -1.00 | 0.30 | 80 |"]  # foreign images: digits alone
 
 
 def test_where_finetuning_begins_and_what_norm_keeps_have_a_column_each(tables, tmp_path):

@@ -107,11 +107,14 @@ def open_folder(base: Path, split: str, size: tuple[int, int], channels: int) ->
 
     Of a folder with train/ and val/ or test/, or archives of them, those of the split; without train/ those of test/ or
     val/, whatever the split; without these all that is there: class folders, or else images without classes, enough for
-    calibration and searches. Raises SeamError where there are no images, or a class has none.
+    calibration, searches and finetuning by a teacher. train/ may hold such ones beside a test/ or val/ with classes.
+    Raises SeamError where there are no images, or a class has none.
     """
     train, test = place_of(base, "train"), place_of(base, *TEST_NAMES)
     if split == "test" and (base / "test").is_dir() and (base / "val").is_dir():
         print(f"{base}: has test/ and val/; taking test/", file=sys.stderr)
+    if isinstance(train, Path) and not subfolders(train) and unlabelled_images(train).paths:
+        base, train, test = (train, None, None) if split == "train" or not test else (base, None, test)
     if isinstance(train, Path) or train and test:
         reader = folder_reader(DATASETS["folder"], base, None)
         files, classes = reader.files(split), reader.classes

@@ -87,7 +87,7 @@ class Probes:
         few = max(4 * batch, IMAGES if getattr(settings, "batch_norm", "") == "re-estimated" else 0)
         images, start = self.images(min(few, available), self.target), network(self, alias)
         calibration = getattr(settings, "calibration", None)
-        teacher = copy.deepcopy(start).eval() if getattr(settings, "distillation", 0.0) else None
+        teacher = self.network(alias).eval() if getattr(settings, "distillation", 0.0) else None
 
         def taken(steps: int) -> float:
             model, meter = copy.deepcopy(start), Meter(self.device)

@@ -26,7 +26,7 @@ from seam.runtime.progress import progress
 from seam.training.checkpoint import Checkpoints, Run
 from seam.training.divergence import diverged, first_infinite_layer, infinite_tensors, layer_name, not_finite
 from seam.training.optimizers import Group
-from seam.training.stop import Stop
+from seam.training.stop import Stop, stopped_at
 
 Loss = Callable[[Tensor, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
 
@@ -43,6 +43,11 @@ def _looks_once_a_row(device: torch.device) -> bool:
     """Whether losses, and signals that processes must agree on, are looked at once a row of the history, not once a
     step: reading a value waits for all that a GPU was given to do, which a row does anyway."""
     return device.type != "cpu"
+
+
+def batch_size_key(section: str) -> str:
+    """The parameter that says how large batches are, of a section of the parameters or, with "", of no section."""
+    return f"{section}.batch_size" if section else "batch_size"
 
 
 def fit(
@@ -64,6 +69,7 @@ def fit(
     steps: int | None = None,
     section: str = "",
     sync_batch_norm: bool = True,
+    keep: bool = False,
 ) -> list[dict[str, Any]]:
     """Train `module` in place and return the rows of history.csv.
 
@@ -82,6 +88,7 @@ def fit(
         section: of the parameters that the settings are in, for messages.
         sync_batch_norm: in several processes BatchNorm normalises by a whole batch; else by a process's own share, and
             the statistics of the first process are kept.
+        keep: write a checkpoint of the last step, too, for a signal while what comes after is at work.
 
     In several processes (`seam.runtime.distributed`) `batch_size` is that of all; each computes its share of a batch.
 
@@ -91,7 +98,7 @@ def fit(
         SystemExit, KeyboardInterrupt: SIGTERM or SIGINT ended it.
     """
     groups = [group for group in groups if group.params]
-    key = f"{section + '.' * bool(section)}batch_size"
+    key = batch_size_key(section)
     if batch_size % (shares := processes()):
         raise SeamError(f"{key}: must be a multiple of the {shares} processes that share a batch (found {batch_size})")
     if len(images) < shares:
@@ -219,11 +226,13 @@ def fit(
                 save()
                 last_saved = time.monotonic()
         if ended():
-            kept = "the same command goes on from there" if save() else "no checkpoint of it was written"
+            saved = save()
             greatest(0, device)  # all wait for the one that writes: the first to leave takes the others with it
-            stop.leave(f"stopped at step {run.step}; {kept}")
+            stop.leave(stopped_at(run.step, saved))
         if wrong := [name for name in infinite_tensors(module) if name not in infinite]:
             raise error("the weights are not finite", total, layer_name(wrong[0]))
+        if keep and resume is not None:
+            save()
     meter.epochs += math.ceil(total / steps_per_epoch)
     module.eval()
     return run.history

@@ -24,6 +24,12 @@ def exit_within(seconds: float) -> None:
     _process["seconds"] = seconds
 
 
+def stopped_at(step: int, saved: bool) -> str:
+    """What a training says that a signal ends; saved: whether it can go on."""
+    kept = "the same command goes on from there" if saved else "no checkpoint of it was written"
+    return f"stopped at step {step}; {kept}"
+
+
 class Stop:
     """Within the context the first SIGTERM or SIGINT is noted in `signum`, for the training to look at between steps.
 

@@ -11,11 +11,13 @@ from seam.models.norms import batch_norms
 from seam.models.padding_taps import without_unreached_taps
 from seam.quant.fused_activations import clamp_in_quantizers
 from seam.runtime.distributed import processes
+from seam.runtime.memory import enough_memory
 from seam.runtime.meter import Meter
 from seam.settings import Finetune, Training
-from seam.training.loop import Loss, fit
+from seam.training.loop import Loss, batch_size_key, fit
 from seam.training.optimizers import Group
 from seam.training.statistics import PASSES, re_estimate
+from seam.training.stop import Stop, stopped_at
 
 
 def cross_entropy(model: nn.Module, smoothing: float = 0.0) -> Loss:
@@ -80,6 +82,8 @@ def train(
         loss = distilled(model, teacher, share, settings.label_smoothing, meter)
     if statistics != "updated":
         more["frozen"] = batch_norms(model)
+    if statistics == "re-estimated":
+        more["keep"] = True
     with without_unreached_taps(model, size):
         meter.macs_per_image = total_macs(model, size)
         with clamp_in_quantizers(model, size):
@@ -100,8 +104,12 @@ def train(
             )
             if statistics == "re-estimated":
                 counted = meter.forwards  # the loss counts its teacher as one of several processes, each with a share
-                with meter.part("statistics"):
-                    seen = re_estimate(model, images, lambda x, y: loss(x, y, 1.0)[0], seed, device)
+                batch, key = settings.batch_size, batch_size_key(more.get("section", ""))
+                with meter.part("statistics"), enough_memory(more.get("label", "train"), key, batch), Stop() as stop:
+                    seen = re_estimate(model, images, lambda x, y: loss(x, y, 1.0)[0], seed, device, batch)
+                    if stop.signum is not None:
+                        checkpoint = more.get("resume")
+                        stop.leave(stopped_at(history[-1]["step"], bool(checkpoint and checkpoint.exists())))
                 meter.forwards = counted
                 meter.look(seen, forwards=PASSES + (2 if share else 0))  # the teacher's at each look at the loss
             return history

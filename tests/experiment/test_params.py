@@ -136,6 +136,11 @@ PROXY = "searches.seam-subset.proxy"
         ("grid.seeds", [2**32], ["grid.seeds.0", "4294967296"]),
         ("grid.seeds", [False], ["grid.seeds.0", "number"]),
         ("finetune.seed", 2**32, ["finetune.seed", "4294967296"]),
+        (
+            "finetune",
+            {"epochs": 2, "lr": 0.02, "distillation": 1, "label_smoothing": 0.1},
+            ["finetune: label_smoothing", "distillation is 1", "0.1"],
+        ),
         (f"{PROXY}.seed", 2**32, [f"{PROXY}.seed", "4294967296"]),
         ("claims.confidence", float("nan"), ["claims.confidence", "finite"]),
     ],

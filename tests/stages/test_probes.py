@@ -7,9 +7,11 @@ from PIL import Image
 
 from seam.experiment import results
 from seam.experiment.params import parse_params
+from seam.quant.quantizer import Quantizer
 from seam.stages import probes as measuring
 from seam.stages.plan import Grid, plan
 from seam.stages.probes import Probes
+from seam.training.statistics import IMAGES
 
 SMOKE = REPOSITORY / "experiments/smoke.yaml"
 
@@ -52,3 +54,16 @@ def test_the_probes_are_of_the_jobs_that_run(smoke_results, monkeypatch):
             if cost["steps"]:
                 assert cost["steps"] == found[key]["steps"]
                 assert found[key]["seconds"] > content["start"]
+
+
+def test_a_finetuning_is_probed_with_its_own_teacher_and_as_many_images_as_it_looks_at(monkeypatch):
+    raw = yaml.safe_load(SMOKE.read_text())
+    raw["finetune"] |= {"batch_size": 16, "distillation": 0.5, "images": None}
+    found, seen = probes(raw), []
+    monkeypatch.setattr(measuring, "train", lambda model, some, images, *given, **more: seen.append((images, given[3])))
+    alias = raw["grid"]["models"][0]
+    for kept, count in (("re-estimated", IMAGES), ("frozen", 64)):
+        found.trained(Probes.quantized, alias, found.params.finetune.model_copy(update={"batch_norm": kept}))
+        images, teacher = seen[-1]
+        assert len(images) == count
+        assert not teacher.training and not any(isinstance(one, Quantizer) for one in teacher.modules())

@@ -441,6 +441,20 @@ def test_images_without_classes_are_one_class(folder, model, tmp_path):
         seam.evaluate(model, images)
 
 
+def test_train_may_be_without_classes_where_no_label_is_read(folder, model, tmp_path):
+    """Natural for finetuning by a teacher: photographs to learn from, and sorted ones to measure on."""
+    (tmp_path / "mine/train").mkdir(parents=True)
+    for i, path in enumerate(sorted((folder / "flat").rglob("*.png"))[:64]):
+        shutil.copy(path, tmp_path / "mine/train" / f"{i}.png")
+    assert seam.open_images(tmp_path / "mine", model, "test").classes == ["unlabelled"]  # there are no others
+    shutil.copytree(folder / "split" / "val", tmp_path / "mine/val")
+    assert len(seam.open_images(tmp_path / "mine", model)) == 64
+    assert len(seam.held_out(tmp_path / "mine", model)) == 60
+    assert len(seam.open_images(tmp_path / "mine", model, "test").classes) == 10
+    with pytest.raises(SeamError, match="the images have 1 classes, the model 10"):
+        seam.evaluate(model, seam.open_images(tmp_path / "mine", model))
+
+
 def test_layers_are_listed_without_a_search(tmp_path):
     done = run("layers", "--model", "resnet18", "--lock", "layer1.*=6/4", "--exclude", "layer3.0.conv2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -497,6 +511,10 @@ def test_finetuning_without_labels(folder, model, tmp_path):
     assert done.returncode == 2 and not (tmp_path / "tuned.safetensors").exists()
     assert "1 classes, the model 10" in done.stderr and "distillation of 1, which reads no labels" in done.stderr
     assert "calibrate" not in done.stderr  # refused before it takes a while
+    for option, value, known in (("--batch-norm", "freeze", "frozen"), ("--optimizer", "adam", "adamw")):
+        done = run(*command, option, value, "-o", "tuned.safetensors", cwd=tmp_path)
+        assert done.returncode == 2 and all(word in done.stderr for word in (option, value, known))
+        assert "calibrate" not in done.stderr
     batches = ("--batch-size", 16, "--epochs", 2)
     done = run(*command, *batches, "-o", "tuned.safetensors", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 import copy
 
 import pytest
+import timm
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from seam.data.loaders import load
@@ -89,3 +91,44 @@ def test_they_stay_where_the_loss_does_not_fall(images, model):
         assert all(same) != changes
         assert all(norm.momentum == 0.1 for norm in norms(model).values())
         model.load_state_dict(before)
+
+
+def test_memory_that_runs_out_leaves_the_network_as_it_was(images, model):
+    before, momenta = copy.deepcopy(model.state_dict()), [norm.momentum for norm in norms(model).values()]
+    passes = []
+
+    def run_out(*_):
+        passes.append(1)
+        if len(passes) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+
+    next(iter(norms(model).values())).register_forward_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        re_estimate(model, images.subset(range(2 * BATCH)), falling(), 0, CPU)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [norm.momentum for norm in norms(model).values()] == momenta
+    assert not any(module.training for module in model.modules())
+
+
+def test_of_batch_norms_with_an_activation_and_dropout_the_statistics_alone_are_in_training(images):
+    """timm's BatchNormAct2d holds them: what `train()` would switch on with it."""
+    model = timm.create_model("test_efficientnet", num_classes=10, in_chans=1).eval()
+    norm = next(one for one in norms(model).values() if isinstance(one, BatchNormAct2d))
+    norm.drop = nn.Dropout(0.5)
+    norm.drop.register_forward_pre_hook(lambda drop, _: seen.append((norm.training, drop.training)))
+    seen = []
+    re_estimate(model, images.subset(range(32)), lambda x, y: model(x).sum(), 0, CPU)
+    assert seen == [(False, False), (True, False), (False, False)]
+
+
+def test_batches_are_no_larger_than_four_of_the_trainings(images, model):
+    shown = []
+
+    def loss(x, y):
+        shown.append(len(y))
+        return torch.zeros(())
+
+    for batch_size, sizes in ((2, [7, 7, 7]), (1, [4, 4, 4, 3, 3, 3]), (64, [21])):
+        shown.clear()
+        re_estimate(model, images.subset(range(21)), loss, 0, CPU, batch_size)
+        assert shown == 2 * sizes

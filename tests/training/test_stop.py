@@ -12,9 +12,10 @@ import torch
 from digit_training import CPU, network, trained
 
 from seam.models.build import build
+from seam.quant.apply import quantize
 from seam.runtime.meter import Meter
-from seam.settings import Model
-from seam.training import loop, stop
+from seam.settings import Finetune, Model
+from seam.training import loop, stop, supervised
 
 END = {signal.SIGTERM: (SystemExit, 143), signal.SIGINT: (SystemExit, 130)}
 
@@ -69,6 +70,36 @@ def test_a_stopped_run_goes_on_from_the_step_and_ends_the_same(
     assert found.steps == 44
     for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_signal_while_statistics_are_re_estimated_loses_no_step(images, tmp_path, monkeypatch, capsys, command, kept):
+    settings = Finetune(epochs=1, batch_size=64, kernels="eager", threads=1)
+    resume = tmp_path / "run.safetensors" if kept else None
+
+    def finetuned(meter):
+        model = quantize(network(), {"layer1.0.conv1": (4, 4)})
+        supervised.train(model, settings, images[0].subset(range(256)), 0, CPU, meter, resume=resume, label="finetune")
+        return model
+
+    def struck(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return re_estimate(*given)
+
+    re_estimate = supervised.re_estimate
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as raised:
+        patched.setattr(supervised, "re_estimate", struck)
+        finetuned(Meter(CPU))
+    assert raised.value.code == 143
+    goes_on = "the same command goes on from there" if kept else "no checkpoint of it was written"
+    assert f"seam: stopped at step 4; {goes_on}\n" in capsys.readouterr().err
+    if kept:
+        meter = Meter(CPU)
+        found = finetuned(meter)
+        assert meter.steps == 4 and "statistics" in meter.parts
+        resume.unlink()
+        for a, b in zip(finetuned(Meter(CPU)).state_dict().values(), found.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize(("once_a_row", "step"), [(False, 28), (True, 32)])
