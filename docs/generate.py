@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -97,6 +97,8 @@ def _command(function: Callable[..., Any]) -> str:
 
 
 def _kind(kind: Any, about: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(kind))
     one = next((arg for arg in get_args(kind) if arg is not type(None)), kind)
     name = {int: "integer", float: "number", str: "text", Path: "path"}[one]
     name += ", repeatable" if get_origin(kind) is list else ""
