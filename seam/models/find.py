@@ -10,8 +10,13 @@ from seam.models.shared_inputs import REFUSALS, Readers, run_once, watch, weight
 
 
 def default_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) that timm states for the model; 3x224x224 where it states none."""
-    return tuple(getattr(model, "pretrained_cfg", {}).get("input_size") or (3, 224, 224))
+    """(C, H, W) that timm states for the model, 3x224x224 where it states none; of a transformer that was made for
+    another size (`img_size`), and takes no other, that one."""
+    channels, *size = getattr(model, "pretrained_cfg", {}).get("input_size") or (3, 224, 224)
+    patches = getattr(model, "patch_embed", None)
+    if getattr(patches, "strict_img_size", False):
+        size = patches.img_size or size
+    return channels, *size
 
 
 def find_layers(model: nn.Module, size: tuple[int, int, int]) -> list[Layer]:

@@ -483,6 +483,10 @@ def test_bad_input_is_named_with_exit_code_2(tmp_path, arguments, named):
 
 def test_input_size_is_timm_s(model):
     assert seam.input_size(model) == tuple(model.pretrained_cfg["input_size"])
+    made_for_another = timm.create_model("vit_tiny_patch16_224", img_size=96, num_classes=10).eval()
+    assert seam.input_size(made_for_another) == (3, 96, 96)
+    policy = seam.search(made_for_another, budget="w4a4", method="uniform")
+    assert policy["model"]["input_size"] == [3, 96, 96]
 
 
 def test_each_optimizer_has_a_learning_rate_of_its_own(model):
