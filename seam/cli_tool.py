@@ -88,12 +88,12 @@ def search(
     exclude: Exclude = [],  # noqa: B006
     latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
     method: Annotated[
-        str | None,
+        str,
         typer.Option(
             help="jacobian, jacobian_fit, sensitivity, hawq, fit, sqnr (no training), seam, joint, gmpq, limpq, "
-            "uniform or random (docs/methods.md). By default jacobian; jacobian_fit for a network without BatchNorm."
+            "uniform or random (docs/methods.md)."
         ),
-    ] = None,
+    ] = "jacobian",
     steps: Annotated[int, typer.Option(min=1, help="Steps of a search that trains, on batches of 32 images.")] = 64,
     size: Annotated[
         int | None,

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from seam.models.find import find_layers
-from seam.models.norms import batch_norms
 from seam.tool.images import input_size, open_images
 
+METHOD = "jacobian"  # of the methods here the one whose policies lose least (docs/results.md)
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
 BATCH = 32  # of a search that trains
 
@@ -24,7 +24,7 @@ def search(
     budget: str | Sequence[str] = (),
     *,
     budgets: Sequence[str] = (),
-    method: str | None = None,
+    method: str = METHOD,
     lock: Sequence[str] = (),
     exclude: Sequence[str] = (),
     latency: str | Path | None = None,
@@ -43,7 +43,6 @@ def search(
             default w4a4.
         budgets: a curve: one search at the budget in the middle, then an assignment for each; returns a list. Limits
             in `budget` are met by each as well.
-        method: by default `default_method`'s.
         lock, exclude: as in `seam.models.locks.apply_locks`.
         latency: CSV (layer,w,a,ms), for budgets in ms.
         steps: of a search that trains, on batches of 32.
@@ -63,7 +62,6 @@ def search(
     from seam.search.interface import load_method
     from seam.search.problem import prepare, solve
 
-    method = method or default_method(model)
     found, options, target = load_method(method), settings or {}, input_size(model)
     layers = apply_locks(find_layers(model, target), lock, exclude)
     with phase("read images"):
@@ -119,15 +117,6 @@ def search(
             )
         )
     return policies if budgets else policies[0]
-
-
-def default_method(model: nn.Module) -> str:
-    """Of the methods here the one whose policies lose least (docs/results.md).
-
-    `jacobian` where calibration will re-estimate BatchNorm's statistics, since it leaves out what these take away;
-    `jacobian_fit` for a network without BatchNorm, where all of an error stays.
-    """
-    return "jacobian" if batch_norms(model) else "jacobian_fit"
 
 
 def _proxy(images: Any, model: nn.Module, method: Any, settings: Mapping[str, Any]) -> Any:

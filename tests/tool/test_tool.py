@@ -99,14 +99,6 @@ def test_a_policy_is_for_the_level_at_which_the_tool_calibrates(folder, model):
     assert default == norm != steps
 
 
-@pytest.mark.parametrize(("network", "method"), [("test_resnet", "jacobian"), ("test_vit", "jacobian_fit")])
-def test_without_batch_norm_another_method_is_the_default(network, method):
-    model = timm.create_model(network, num_classes=10).eval()
-    default, named = (seam.search(model, budget="w3a3", **given) for given in ({}, {"method": method}))
-    assert default["method"] == method
-    assert default["layers"] == named["layers"]
-
-
 def test_macs_are_counted_at_the_model_s_size_not_at_the_proxy_s(folder, model):
     images = seam.open_images(folder / "flat", model, image_size=SIZE)
     policy = seam.search(model, images, "w3a3", method="uniform")
