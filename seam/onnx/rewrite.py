@@ -148,7 +148,9 @@ class Rewriter:
         if x not in self.varying:
             self.constant.add(layer)
         step = self._tensor(f"{layer}.input_step", grid.step)
-        zero = self._tensor(f"{native}_zero", np.zeros(()), kind)
+        # A type without integers below 0 holds them from 0 on.
+        zero_point = -grid.low if native.startswith("u") else 0
+        zero = self._tensor(f"{native}_{zero_point or 'zero'}", np.array(zero_point), kind)
         key = (x, grid.low, grid.high, grid.step.tobytes())
         if key not in self.quantized:
             integers = self._node("QuantizeLinear", [x, step, zero], f"{output}_integers")
@@ -160,7 +162,7 @@ class Rewriter:
 
     def _activation_type(self, grid: Grid) -> tuple[int, bool]:
         """The type that an activation is quantized to, and whether a Clip must set its range: 8-bit types have one."""
-        kind = integer_type(grid.bits, grid.low < 0, self.opset)
+        kind = integer_type(grid.bits, grid.low == -(2 ** (grid.bits - 1)), self.opset)
         exact = TensorProto.DataType.Name(kind).endswith(f"INT{grid.bits}")
         if exact and grid.bits >= self.least:
             return kind, False

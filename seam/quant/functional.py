@@ -15,6 +15,7 @@ kept. The passes are in `seam.quant.kernels`.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from seam.quant.kernels import run
 from seam.runtime.process import one_thread
+
+_PAYS = 0.75  # what a zero point leaves of the squared error, at most
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -158,12 +161,44 @@ def initial_steps(x: Tensor, bounds: Tensor, candidates: int = 24) -> Tensor:
     )
     reach = reach.clamp(min=1e-8)  # [B, C]
     steps = reach * torch.linspace(1.0, 0.15, candidates).to(x.device)[:, None, None]  # [candidates, B, C]
+    errors = _squared_errors(x, steps, bounds.expand(candidates, 2, -1))
+    return steps.gather(0, errors.argmin(0, keepdim=True))[0]  # of equal errors the first, the widest step
+
+
+@torch.no_grad()
+def input_grids(x: Tensor, bits: Sequence[int], candidates: int = 24) -> tuple[Tensor, Tensor]:
+    """Integer ranges [2, B] and steps [B] of least squared error for a layer's input, from samples x [1, K] of it.
+
+    Unsigned if no sample is < 0, else signed, or [-z, 2^b - 1 - z] with a zero point z where that lowers the squared
+    error by a quarter: GELU, SiLU and Hardswish leave little below 0, which few bits drop altogether (z = 0). Bhalgat
+    et al. (2020, LSQ+) learn an offset; an integer one keeps 0 exact, which padding needs. A quarter, since integer
+    hardware pays for a zero point with a term in each sum (our choice).
+    """
+    low, high = torch.aminmax(x)
+    bounds = integer_bounds(list(bits), signed=bool(low < 0)).to(x.device)
+    steps = initial_steps(x, bounds, candidates)
+    if low >= 0:
+        return bounds, steps[:, 0]
+    levels = 2.0 ** torch.tensor(list(bits), device=x.device) - 1
+    reach = ((high.clamp(min=0) - low) / levels).clamp(min=1e-8)
+    shifted = reach * torch.linspace(1.0, 0.15, candidates).to(x.device)[:, None]  # [candidates, B]
+    zero = torch.minimum((-low / shifted).round_(), levels)
+    ranges = torch.stack([0 - zero, levels - zero], dim=1)  # [candidates, 2, B]
+    errors, best = _squared_errors(x, shifted[..., None], ranges)[..., 0].min(0)
+    pays = errors < _PAYS * _squared_errors(x, steps[None], bounds[None])[0, :, 0]
+    places = best[None], torch.arange(len(levels), device=x.device)
+    bounds = torch.where(pays, ranges.movedim(1, 0)[:, *places][:, 0], bounds)
+    return bounds, torch.where(pays, shifted[places][0], steps[:, 0])
+
+
+def _squared_errors(x: Tensor, steps: Tensor, bounds: Tensor) -> Tensor:
+    """[N, B, C] squared errors of x [C, K] with steps [N, B, C] and integer ranges [N, 2, B]."""
     errors, error = torch.empty_like(steps), torch.empty_like(x)
     # Thousands of operations on little data: where a core is busy, two threads wait for each other at every one.
     with one_thread():
-        for n in range(candidates):
-            for b, (least, most) in enumerate(bounds.T.tolist()):
+        for n, ranges in enumerate(bounds.tolist()):
+            for b, (least, most) in enumerate(zip(*ranges, strict=True)):
                 s = steps[n, b][:, None]
                 torch.div(x, s, out=error).clamp_(least, most).round_().mul_(s).sub_(x).square_()
                 errors[n, b] = error.sum(1)
-    return steps.gather(0, errors.argmin(0, keepdim=True))[0]  # of equal errors the first, the widest step
+    return errors

@@ -20,7 +20,7 @@ from seam.models.layers import Layer
 from seam.policy.cost import Budget
 from seam.quant.apply import fit_inputs, input_quantizers, input_samples
 from seam.quant.apply import quantize as quantize_fixed
-from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
+from seam.quant.functional import initial_steps, input_grids, integer_bounds, mix, no_limits
 from seam.quant.fused_activations import take
 from seam.quant.quantizer import Quantizer, attach, check_weight, standardize
 
@@ -132,9 +132,8 @@ class Mixture(nn.Module):
             self._set_calibrating(False, fixed.values())
         for g in range(len(self.input_logits)):
             read = torch.cat([samples[name] for name, own in zip(self.names, self.group, strict=True) if own == g], 1)
-            signed = bool((read < 0).any())
-            self.input_bounds[g] = integer_bounds(self.bits, signed).to(self.input_bounds.device)
-            self.input_log_steps[g] = initial_steps(read, self.input_bounds[g])[:, 0].log()
+            self.input_bounds[g], steps = input_grids(read, self.bits)
+            self.input_log_steps[g] = steps.log()
         fit_inputs(fixed, samples)
 
     def _set_calibrating(self, on: bool, fixed: Iterable[Quantizer]) -> None:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from seam.errors import SeamError
 from seam.models.shared_inputs import WEIGHTED, layer_input, replace_input, weight_argument, weight_parameter
-from seam.quant.functional import initial_steps, integer_bounds, mix, no_limits
+from seam.quant.functional import initial_steps, input_grids, integer_bounds, mix, no_limits
 from seam.quant.fused_activations import take
 
 _TENSOR_SAMPLES = 16384  # elements of an activation tensor that its initial step is fitted to
@@ -32,7 +32,7 @@ class Quantizer(nn.Module):
     Args:
         bits: 2 to 8.
         channels: number of output channels for per-channel steps (weights), None for one step (activations).
-        signed: two's complement range, else from zero.
+        signed: two's complement range, else from zero; of activations only until `fit` sets it.
     """
 
     TAKES_PART_OF_KERNEL = True  # a step a channel, none a tap: `seam.models.padding_taps` may cut the kernel behind it
@@ -57,11 +57,13 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
-        """Set the step from all elements [C, ...] of a weight, or from some [1, K] of an activation, whose range is
-        unsigned if none of them is < 0."""
+        """Set the step from all elements [C, ...] of a weight; range and step from some [1, K] of an activation
+        (`seam.quant.functional.input_grids`)."""
         if self.channels is None:
-            self.bounds.copy_(integer_bounds([self.bits], signed=bool((samples < 0).any())))
-        steps = initial_steps(samples, self.bounds.to(samples.device))
+            bounds, steps = input_grids(samples, [self.bits])
+            self.bounds.copy_(bounds)
+        else:
+            steps = initial_steps(samples, self.bounds.to(samples.device))
         self.log_step.copy_(steps.log().view_as(self.log_step))
 
     @property

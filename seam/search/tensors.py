@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from seam.errors import SeamError, unknown
 from seam.models.shared_inputs import weight_parameter
 from seam.quant.apply import input_samples
-from seam.quant.functional import initial_steps, integer_bounds
+from seam.quant.functional import initial_steps, input_grids, integer_bounds
 from seam.quant.quantizer import attach, check_weight, standardize
 from seam.search.problem import Problem
 
@@ -134,8 +134,8 @@ def watch_tensors(problem: Problem, x: Tensor) -> dict[str, Watched]:
             inputs = watched[names[first]].inputs
         else:
             read = torch.cat([samples[n] for n, g in zip(names, groups, strict=True) if g == group], dim=1)
-            bounds = integer_bounds(bits, signed=bool((read < 0).any())).to(x.device)
-            inputs = Grid(initial_steps(read, bounds), bounds)
+            bounds, steps = input_grids(read, bits)
+            inputs = Grid(steps[:, None], bounds)
         errors = [weights.error(layer.weight.detach(), b) for b in range(len(bits))]
         watched[name] = Watched(layer, errors, inputs, first)
         attach(layer, None, watched[name].read, name in functional)

@@ -271,12 +271,23 @@ def test_each_bit_width_has_its_types(bits, tmp_path):
     assert len(stored["stem.weight_integers"].raw_data) == 16 * 9 * int(TYPES[bits][-1]) // 8
     assert len(stored["stem.weight_step"].float_data or numpy_helper.to_array(stored["stem.weight_step"])) == 16
     native = bits in (2, 4, 8)
-    width = bits if native else 8
-    assert summary["activations"] == {f"INT{width}": 2, f"UINT{width}": 1}  # depthwise and branch read one tensor
+    ranges = {name: tuple(q.bounds[:, 0].int().tolist()) for name, q in input_quantizers(model).items()}
+    half = 2 ** (bits - 1)
+    symmetric, unsigned, head = (-half, half - 1), (0, 2 * half - 1), ranges["head"]
+    assert (ranges["stem"], ranges["depthwise"], ranges["branch"]) == (symmetric, unsigned, unsigned)
+    assert head[1] - head[0] == 2 * half - 1 and (head == symmetric) == (bits < 4) and head[0] < 0 < head[1]
+    # A zero point takes a type without integers below 0; where a Clip sets the range, none is needed.
+    kinds = Counter(
+        f"{'' if low == -half or not native and low < 0 else 'U'}INT{bits if native else 8}"
+        for low, _ in (symmetric, unsigned, head)  # depthwise and branch read one tensor
+    )
+    assert summary["activations"] == kinds
+    points = [numpy_helper.to_array(stored[n.input[2]]) for n in file.graph.node if n.op_type == "QuantizeLinear"]
+    assert sorted(int(point) for point in points) == [0, 0, -head[0] if native and bits > 2 else 0]
     clips = [node for node in file.graph.node if node.op_type == "Clip"]
     assert len(clips) == (0 if native else 3)
-    ends = {int(numpy_helper.to_array(stored[name])) for clip in clips for name in clip.input[1:]}
-    assert native or ends == {-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 0, 2**bits - 1}
+    ends = [tuple(int(numpy_helper.to_array(stored[name])) for name in clip.input[1:]) for clip in clips]
+    assert native or sorted(ends) == sorted((symmetric, unsigned, head))
 
 
 def test_integers_times_steps_are_the_weights_of_pytorch(resnet):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seam.quant import kernels
-from seam.quant.functional import _row_length, initial_steps, integer_bounds, mix
+from seam.quant.functional import _row_length, initial_steps, input_grids, integer_bounds, mix
 from seam.quant.kernels import use_kernels
 from seam.runtime.process import one_thread
 
@@ -247,6 +248,34 @@ def test_initial_steps_equal_a_plain_loop_bit_for_bit(shape, signed):
     with one_thread():
         expected = plain_steps(x, bounds)
     assert torch.equal(initial_steps(x, bounds), expected)
+
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "none": lambda x: x, "all below 0": lambda x: -1 - x.abs()}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_ranges_of_inputs_are_near_the_best_of_all(name):
+    """Against every zero point and 400 steps; where none is worth a quarter of the error, the range is as ever."""
+    x = ACTIVATIONS[name](torch.randn(1, 2048, generator=torch.Generator().manual_seed(1)))
+    ranges, steps = input_grids(x, BITS)
+    assert ranges.shape == (2, len(BITS)) and steps.shape == (len(BITS),)
+    for b, bits in enumerate(BITS):
+
+        def error(step, low, most=2.0**bits - 1):
+            return ((x / step).clamp(low, low + most).round() * step - x).square().mean().item()
+
+        low, high = ranges[:, b].tolist()
+        assert high - low == 2**bits - 1
+        tried = torch.linspace(0.1, 3.0, 400) * x.abs().max() / 2 ** (bits - 1)
+        least = [
+            min(error(step, -zero) for step in tried.tolist()) for zero in range(0, 2**bits, max(1, 2**bits // 16))
+        ]
+        plain, found = least[0 if x.min() >= 0 else len(least) // 2], error(steps[b], low)
+        if name in ("relu", "none"):
+            assert low == (0 if name == "relu" else -(2 ** (bits - 1))) and found <= 1.1 * plain
+            assert min(least) > 0.7 * plain
+        else:
+            assert found <= 1.25 * min(least) and found < 0.8 * plain
 
 
 class _Threads(TorchDispatchMode):

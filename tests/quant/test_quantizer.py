@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from seam.errors import SeamError
@@ -58,6 +59,17 @@ def test_inputs_after_relu_are_unsigned_and_others_signed():
     calibrate(model, batches())
     signed = {name: getattr(model, name).input_quantizer.signed for name in ("stem", "one", "head")}
     assert signed == {"stem": True, "one": False, "head": True}
+
+
+def test_inputs_with_little_below_zero_get_a_zero_point_that_keeps_zero_exact():
+    x = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0))
+    for activation in (F.gelu, F.silu, F.hardswish):
+        quantizer = Quantizer(4, channels=None)
+        quantizer.fit(activation(x))
+        (low,), (high,) = quantizer.bounds.tolist()
+        assert high - low == 15 and -4 <= low < 0, activation
+        assert quantizer(torch.zeros(1)).item() == 0
+        assert len(quantizer(activation(x)).unique()) == 16
 
 
 def test_calibration_sees_unquantized_inputs_and_switches_quantizers_back_on():
