@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from seam.report.text import markdown
+from seam.report.text import factor, markdown
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BUDGETS = ("w6a6", "w5a5", "w4a4")
 NETWORKS = {"tf_efficientnet_lite0": "Lite0", "tf_efficientnet_lite1": "Lite1", "tf_efficientnet_lite2": "Lite2"}
 NETWORKS |= {"lite0": "Lite0", "mobilenetv2": "MobileNetV2", "resnet18": "ResNet-18", "vit": "ViT-S"}
+NETWORKS |= {"mobilenetv3": "MobileNetV3-Small x0.5"}
 PROXIES = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "": "–"}
 NOT_RUN = "–"
 RANKS = ("ranks", "ranks_pretrained")  # CSVs of rank correlations
@@ -95,6 +96,27 @@ def sizes() -> str:
 def spread(values: list[float], digits: int = 2) -> str:
     """Mean and, of several, standard deviation."""
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def default() -> str:
+    """The default experiment: a search a line; speed-ups are of the same seed, in seconds and in image-MACs."""
+    lines = []
+    for (model,), group in grouped(rows("default"), "model").items():
+        name = f"{NETWORKS.get(model, model)} ({float(group[0]['top1']) - float(group[0]['delta_fp']):.2f})"
+        for (search,), seeds in grouped(group, "search").items():
+            looked, seconds, *faster = NOT_RUN, NOT_RUN, NOT_RUN
+            if seeds[0]["speedup"]:
+                looked = f"{int(seeds[0]['proxy_images']):,}"
+                seconds, *faster = (
+                    median(float(row[key]) for row in seeds)
+                    for key in ("search_seconds", "speedup", "speedup_image_macs")
+                )
+                seconds, faster = f"{seconds:.1f}", [", ".join(factor(one) for one in faster)]
+            accuracies = [spread([float(row[key]) for row in seeds]) for key in PARTS]
+            lines.append([name, f"`{search}`", looked, *accuracies, seconds, *faster])
+            name = ""
+    head = ("model (full precision)", "search", "images", "top-1 %, calibrated only", "top-1 %, finetuned", "search s")
+    return table((*head, "speed-up: s, image-MACs"), lines, 2)
 
 
 def scale224() -> str:
@@ -379,6 +401,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scale224": scale224,
     "pretrained": pretrained,
     "pretrained_steps": partial(pretrained, "pretrained_steps"),
+    "default": default,
     "testbed": partial(pretrained, of=("jacobian-digits", "seam-digits", "uniform", "random")),
     "benchmark": benchmark,
     "ranks_of_all": ranks_of_all,

@@ -329,6 +329,10 @@ except SeamError as error:
     os._exit(0)
 """
     done = python(code, tmp_path, large_folder)
+    if re.search(r"in __exit__\b.*DataLoader worker .* is killed by signal", done.stderr, re.DOTALL):
+        # Now and then torch's handler raises after the context has begun to end: nothing in it can catch that any more
+        # (commands do, without the name of what to lower). Twice in a row would be no accident.
+        done = python(code, tmp_path, large_folder)
     assert re.match("finetune: a process that reads images was killed.*lower x.batch_size", done.stdout), done.stderr
 
 

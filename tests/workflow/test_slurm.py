@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).with_name("local_slurm.sh")
 OPTIONS = ("--workflow-profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue", "--latency-wait", "5")
 OPTIONS += ("--slurm-init-seconds-before-status-checks", "3")
 
-pytest.importorskip("snakemake_executor_plugin_slurm", reason="no executor here (pip install 'seam[slurm]')")
+pytest.importorskip("snakemake_executor_plugin_slurm", reason="no executor here (uv sync --frozen --extra slurm)")
 pytestmark = [
     pytest.mark.skipif(os.environ.get("SEAM_SLURM") != "1", reason="opt in with SEAM_SLURM=1 (as root)"),
     pytest.mark.skipif(not shutil.which("slurmctld"), reason="no Slurm here (apt-get install slurm-wlm munge)"),
