@@ -142,6 +142,16 @@ def scale224() -> str:
     return table(head, lines, 1)
 
 
+def zero_points() -> str:
+    """Policies with signed ranges of all inputs below 0, and with zero points."""
+    lines = []
+    for (model, budget, search), group in grouped(rows("zero_points"), "model", "budget", "search").items():
+        at = {row["ranges"]: f"{float(row['top1']):.1f}, {float(row['cross_entropy']):.2f}" for row in group}
+        name = f"{NETWORKS[model.rpartition('/')[2]]} {budget}"
+        lines.append([name, f"`{search}`", *(at.get(ranges, NOT_RUN) for ranges in ("signed", "zero point"))])
+    return table(("network", "policy", "signed", "zero point"), lines, 2)
+
+
 def pretrained(name: str = "pretrained", of: Sequence[str] = ()) -> str:
     """Calibrated only and after QAT: a network and budget a line, a search (of those in `of`, if any) a column."""
     found = [row for row in rows(name) if not of or row["search"] in of]
@@ -402,6 +412,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained": pretrained,
     "pretrained_steps": partial(pretrained, "pretrained_steps"),
     "default": default,
+    "zero_points": zero_points,
     "testbed": partial(pretrained, of=("jacobian-digits", "seam-digits", "uniform", "random")),
     "benchmark": benchmark,
     "ranks_of_all": ranks_of_all,
