@@ -255,6 +255,18 @@ def test_the_testbed_s_table_has_a_line_a_network_and_budget(tables, tmp_path):
     assert of_two[2:] == ["| ViT-S, 90.0 | w4a4 | 60.0 → 75.0 | – |", "| resnet, 70.0 | w4a4 | 50.0 → 75.0 | – |"]
 
 
+def test_the_default_experiment_s_table_has_a_line_a_search_and_medians_of_costs(tables, tmp_path):
+    (tmp_path / "default.csv").write_text(
+        "model,search,seed,proxy_images,calibrated_top1,top1,delta_fp,search_seconds,speedup,speedup_image_macs\n"
+        "resnet18,ours,0,128,70,80,-10,9,30,100\nresnet18,ours,1,128,74,84,-6,11,32,100\n"
+        "resnet18,ours,2,128,72,82,-8,40,8,100\nresnet18,uniform,0,0,60,75,-15,0.5,,\n"
+    )
+    assert tables.default().splitlines()[2:] == [
+        "| ResNet-18 (90.00) | `ours` | 128 | 72.00 ± 2.00 | 82.00 ± 2.00 | 11.0 | 30.0x, 100x |",
+        "|  | `uniform` | – | 60.00 | 75.00 | – | – |",
+    ]
+
+
 def test_the_figure_shows_the_stages_and_what_they_read():
     generate = loaded("generate")
     graph = nodes(load_params(REPOSITORY / "experiments/smoke.yaml"))
