@@ -12,8 +12,10 @@ from torch import nn
 
 from seam.errors import SeamError
 from seam.models.build import build
-from seam.quant.functional import initial_steps, integer_bounds
+from seam.quant.apply import calibrate, input_samples, quantize
+from seam.quant.functional import initial_steps, input_grids, integer_bounds
 from seam.quant.kernels import use_kernels
+from seam.quant.mixture import Mixture
 from seam.search import fit, hawq, jacobian, jacobian_fit, limpq, sensitivity, sqnr
 from seam.search.tensors import view
 from seam.settings import Model
@@ -83,6 +85,30 @@ def test_sqnr_is_the_noise_of_each_tensor_as_a_share_of_its_signal():
         share.append(((rounded - layer.weight).square().sum() / layer.weight.square().sum()).item())
     assert np.diff(-table[0, :, -1]) == pytest.approx(np.diff(share), rel=1e-4)
     assert 0 < share[-1] < 0.01 < share[0] < 1
+
+
+def test_inputs_have_the_ranges_of_the_quantizers_that_a_policy_gets():
+    """GELU's outputs: zero points, one for each bit-width, as in a mixture and in the network quantized at last."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+    given = problem(copy.deepcopy(net), images(40))
+    x, *_, watched = view(given, jacobian.OPTIONS, 128, 1)
+    layers, samples = given.layers, input_samples(copy.deepcopy(net), ["2"], [(x, None)])["2"]
+    ranges, steps = input_grids(samples, BITS)
+    assert (ranges[0] > integer_bounds(BITS, True)[0]).all()
+    assert torch.equal(watched["2"].inputs.bounds, ranges) and torch.equal(watched["2"].inputs.steps[:, 0], steps)
+    mixed = Mixture(copy.deepcopy(net), layers, BITS)
+    mixed.calibrate([(x, None)])
+    for b, bits in enumerate(BITS):
+        last = quantize(copy.deepcopy(net), {"2": (8, bits)}, layers)
+        calibrate(last, [(x, None)])
+        quantizer = last[2].input_quantizer
+        torch.testing.assert_close(quantizer.bounds[:, 0], ranges[:, b])
+        torch.testing.assert_close(quantizer.log_step.exp()[0], steps[b], rtol=0.01, atol=0)  # its stem is quantized
+    torch.testing.assert_close(mixed.input_bounds[0], ranges)
+    torch.testing.assert_close(mixed.input_log_steps[0].exp(), steps, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("level", ["steps", "norm"])
