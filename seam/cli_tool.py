@@ -389,6 +389,14 @@ def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: boo
     name = model or about.get("name", "")
     if not name:
         raise SeamError(f"{policy}: does not name its model; give --model")
+    if weights is None and not untrained:
+        import timm
+
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if known and (classes := about.get("num_classes")) not in (None, known.num_classes):
+            raise SeamError(  # they would come with a classifier that was never trained
+                f"{policy}: is for {classes} classes, timm's weights of {name} have {known.num_classes}; give --weights"
+            )
     network = _model(name, weights, about.get("num_classes"), about.get("in_chans", 3), untrained=untrained)
     if "input_size" in about:  # where MACs were counted; timm's default may be another
         network.pretrained_cfg = {**network.pretrained_cfg, "input_size": tuple(about["input_size"])}

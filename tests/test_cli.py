@@ -160,6 +160,15 @@ def test_a_reader_that_closes_the_pipe_ends_it_quietly(policy_file):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("command", ["export", "calibrate"])
+def test_timm_s_weights_are_refused_for_a_policy_of_other_classes(command, tmp_path):
+    """Their classifier would be a random one, which no later check could tell."""
+    write_json(tmp_path / "policy.json", policy() | {"model": {"name": "resnet18", "num_classes": 20, "in_chans": 3}})
+    done = seam(command, "--policy", tmp_path / "policy.json", "--data", "digits", "-o", tmp_path / "out.safetensors")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "policy.json: is for 20 classes, timm's weights of resnet18 have 1000; give --weights" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("out", "reason"),
     [

@@ -62,7 +62,7 @@ def calibrate(
     Args:
         model: of `quantize`; its weights are still those of full precision.
         images: of any kind like those that the model is for; labels are not read.
-        level: steps, output, norm or reconstruct, from the quickest to the most accurate (`seam.calibration.levels`).
+        level: steps, output, norm or reconstruct, from the quickest to the slowest (`seam.calibration.levels`).
         settings: of `reconstruct` (seam.settings.Reconstruction), such as {"iterations": 800}.
         seed: of `reconstruct`.
         resume: checkpoint of an interrupted `reconstruct`.
