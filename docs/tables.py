@@ -23,6 +23,7 @@ NOT_RUN = "–"
 RANKS = ("ranks", "ranks_pretrained")  # CSVs of rank correlations
 OWN = ("photographs", "target")  # what they call images of the target itself
 PARTS = ("calibrated_top1", "top1")  # what is known of a policy: calibrated only, and after QAT
+COSTS = ("search_seconds", "speedup", "speedup_image_macs")
 Row = dict[str, str]
 
 
@@ -104,16 +105,12 @@ def default() -> str:
     for (model,), group in grouped(rows("default"), "model").items():
         name = f"{NETWORKS.get(model, model)} ({float(group[0]['top1']) - float(group[0]['delta_fp']):.2f})"
         for (search,), seeds in grouped(group, "search").items():
-            looked, seconds, *faster = NOT_RUN, NOT_RUN, NOT_RUN
+            images, *costs = [NOT_RUN] * 3
             if seeds[0]["speedup"]:
-                looked = f"{int(seeds[0]['proxy_images']):,}"
-                seconds, *faster = (
-                    median(float(row[key]) for row in seeds)
-                    for key in ("search_seconds", "speedup", "speedup_image_macs")
-                )
-                seconds, faster = f"{seconds:.1f}", [", ".join(factor(one) for one in faster)]
+                seconds, *faster = (median(float(row[key]) for row in seeds) for key in COSTS)
+                images, costs = f"{int(seeds[0]['proxy_images']):,}", [f"{seconds:.1f}", ", ".join(map(factor, faster))]
             accuracies = [spread([float(row[key]) for row in seeds]) for key in PARTS]
-            lines.append([name, f"`{search}`", looked, *accuracies, seconds, *faster])
+            lines.append([name, f"`{search}`", images, *accuracies, *costs])
             name = ""
     head = ("model (full precision)", "search", "images", "top-1 %, calibrated only", "top-1 %, finetuned", "search s")
     return table((*head, "speed-up: s, image-MACs"), lines, 2)

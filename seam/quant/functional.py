@@ -160,13 +160,13 @@ def initial_steps(x: Tensor, bounds: Tensor, candidates: int = 24) -> Tensor:
         x.amax(1)[None] / upper[:, None], -x.amin(1)[None] / lower.abs().clamp(min=1e-9)[:, None] * (lower < 0)[:, None]
     )
     reach = reach.clamp(min=1e-8)  # [B, C]
-    steps = reach * torch.linspace(1.0, 0.15, candidates).to(x.device)[:, None, None]  # [candidates, B, C]
+    steps = _steps_within(reach, candidates)
     errors = _squared_errors(x, steps, bounds.expand(candidates, 2, -1))
     return steps.gather(0, errors.argmin(0, keepdim=True))[0]  # of equal errors the first, the widest step
 
 
 @torch.no_grad()
-def input_grids(x: Tensor, bits: Sequence[int], candidates: int = 24) -> tuple[Tensor, Tensor]:
+def input_grids(x: Tensor, bits: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Integer ranges [2, B] and steps [B] of least squared error for a layer's input, from samples x [1, K] of it.
 
     Unsigned if no sample is < 0, else signed, or [-z, 2^b - 1 - z] with a zero point z where that lowers the squared
@@ -176,19 +176,22 @@ def input_grids(x: Tensor, bits: Sequence[int], candidates: int = 24) -> tuple[T
     """
     low, high = torch.aminmax(x)
     bounds = integer_bounds(list(bits), signed=bool(low < 0)).to(x.device)
-    steps = initial_steps(x, bounds, candidates)
+    steps = initial_steps(x, bounds)
     if low >= 0:
         return bounds, steps[:, 0]
     levels = 2.0 ** torch.tensor(list(bits), device=x.device) - 1
-    reach = ((high.clamp(min=0) - low) / levels).clamp(min=1e-8)
-    shifted = reach * torch.linspace(1.0, 0.15, candidates).to(x.device)[:, None]  # [candidates, B]
-    zero = torch.minimum((-low / shifted).round_(), levels)
-    ranges = torch.stack([0 - zero, levels - zero], dim=1)  # [candidates, 2, B]
-    errors, best = _squared_errors(x, shifted[..., None], ranges)[..., 0].min(0)
-    pays = errors < _PAYS * _squared_errors(x, steps[None], bounds[None])[0, :, 0]
-    places = best[None], torch.arange(len(levels), device=x.device)
-    bounds = torch.where(pays, ranges.movedim(1, 0)[:, *places][:, 0], bounds)
-    return bounds, torch.where(pays, shifted[places][0], steps[:, 0])
+    shifted = _steps_within(((high.clamp(min=0) - low) / levels).clamp(min=1e-8))
+    zeros = torch.minimum((-low / shifted).round_(), levels)
+    errors = _squared_errors(x, shifted[..., None], torch.stack([0 - zeros, levels - zeros], dim=1))
+    least, best = errors[..., 0].min(0, keepdim=True)
+    step, zero = shifted.gather(0, best)[0], zeros.gather(0, best)[0]  # [B]
+    pays = least[0] < _PAYS * _squared_errors(x, steps[None], bounds[None])[0, :, 0]
+    return torch.where(pays, torch.stack([0 - zero, levels - zero]), bounds), torch.where(pays, step, steps[:, 0])
+
+
+def _steps_within(reach: Tensor, candidates: int = 24) -> Tensor:
+    """[candidates, *reach.shape] steps to try: those that just cover the extremes, and smaller ones."""
+    return reach * torch.linspace(1.0, 0.15, candidates).to(reach.device).view(-1, *[1] * reach.dim())
 
 
 def _squared_errors(x: Tensor, steps: Tensor, bounds: Tensor) -> Tensor:

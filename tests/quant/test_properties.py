@@ -90,6 +90,8 @@ def test_a_fitted_quantizer_keeps_its_range_and_a_positive_step(drawn, bits):
     quantizer.fit(x)
     y = quantizer(x).detach()
     assert quantizer.log_step.isfinite().all() and y.isfinite().all()
-    assert not quantizer.signed or (x < 0).any()
+    low, high = quantizer.bounds[:, 0].tolist()
+    assert high - low == 2**bits - 1 and low <= 0 <= high and low == round(low)  # 0 stays exact
+    assert (low < 0) == quantizer.signed and (not quantizer.signed or (x < 0).any())
     assert len(y.unique()) <= 2**bits
     assert y.abs().max() <= max(2.001 * x.abs().max(), 1e-7)
