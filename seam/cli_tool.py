@@ -16,6 +16,13 @@ Weights = Annotated[
     typer.Option(help="Weights: a .safetensors file or a checkpoint (.pth, .pt); by default timm's pretrained ones."),
 ]
 Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes; by default that of the weights.")]
+Input = Annotated[
+    list[str],
+    typer.Option(
+        help="What the weights were trained for, where timm does not say so: size=3,192,192 (or size=192), "
+        "mean=0.5,0.5,0.5, std=0.25, crop=0.9 (share of the shorter side kept), interpolation=bilinear."
+    ),
+]
 _DATA = "Folder with train/ and val/, or with one folder a class; or a dataset's name"
 Data = Annotated[str, typer.Option(help=f"{_DATA}.")]
 DataOrDigits = Annotated[str | None, typer.Option(help=f"{_DATA}; by default scikit-learn's digits.")]
@@ -41,16 +48,12 @@ FEW_STEPS = 50  # of finetuning, below which it seldom helps
 DATA_ROOT = Path("data")
 
 
-def _model(name: str, weights: Path | None, classes: int | None, channels: int = 3, *, untrained: bool = False):
-    """The model with the given weights, else timm's pretrained ones (none when `untrained`)."""
+def _model(name: str, weights: Path | None, classes: int | None, **options: object):
+    """`open_model`, with a line that says so."""
     from seam.runtime.progress import phase
-    from seam.settings import Model as Spec
 
-    spec = Spec(name=name, weights=str(weights) if weights else None, pretrained=not weights and not untrained)
     with phase(f"load {name}"):
-        from seam.models.build import build
-
-        return build(spec, classes, channels)
+        return _api().open_model(name, weights, classes, **options)
 
 
 def _api():
@@ -77,6 +80,7 @@ def search(
     out: Out,
     weights: Weights = None,
     classes: Classes = None,
+    input: Input = [],  # noqa: B006
     data: DataOrDigits = None,
     budget: Annotated[
         list[str],
@@ -113,12 +117,13 @@ def search(
     from seam.policy import show
     from seam.policy.budget import read_spec
 
+    stated = _stated(input)
     widths, curve = _bits(bits), [spec.strip() for spec in budgets.split(",") if spec.strip()]
     for spec in (*budget, *curve):
         read_spec(spec, latency is not None)  # before torch and the model are loaded, which takes longer
     api = _api()
 
-    network = _model(model, weights, classes)
+    network = _model(model, weights, classes, **stated)
     images = api.open_images(data, network, image_size=size, data_root=data_root)
     found = api.search(
         network,
@@ -187,7 +192,7 @@ def finetune(
     api = _api()
     from seam.stages.resume import forget
 
-    network, about = _of_policy(policy, model, weights)
+    network, name = _of_policy(policy, model, weights)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
     api.check_classes(network, images, distillation)
     quantized = api.calibrate(api.quantize(network, policy), images, device=device, level="norm")
@@ -208,11 +213,11 @@ def finetune(
     before = held and api.evaluate(quantized, held, device=device)
     history = api.finetune(quantized, images, **options, teacher=network, seed=seed, resume=resume, device=device)
     after = held and api.evaluate(quantized, held, device=device)
-    io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"]})
+    io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": name})
     forget(resume)
     first, last = history[0], history[-1]
     typer.echo(
-        f"finetune: {about['name']}, {len(images)} images, {last['step']} steps, "
+        f"finetune: {name}, {len(images)} images, {last['step']} steps, "
         f"loss {first['loss']:.3f} -> {last['loss']:.3f}, {out}"
     )
     if held is None:
@@ -254,7 +259,7 @@ def calibrate(
 
     if weights is not None and api.is_finetuned(weights):
         raise SeamError(f"{weights}: weights of a quantized model; give full-precision ones")
-    network, about = _of_policy(policy, model, weights)
+    network, name = _of_policy(policy, model, weights)
     shown = api.open_images(data, network, full_size=True, data_root=data_root)
     settings = {} if iterations is None else {"iterations": iterations}
     resume = _resume_file(out, policy, weights, data, settings, level, images, seed, device, threads)
@@ -262,9 +267,9 @@ def calibrate(
     start = time.perf_counter()
     api.calibrate(quantized, shown, images, device, level=level, settings=settings, seed=seed, resume=resume)
     seconds = time.perf_counter() - start
-    io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": about["name"], "level": level})
+    io.save_tensors(out, quantized.state_dict(), {"policy": io.sha256(policy), "model": name, "level": level})
     forget(resume)
-    typer.echo(f"calibrate: {about['name']}, {level}, {min(images, len(shown))} images, {seconds:.0f} s, {out}")
+    typer.echo(f"calibrate: {name}, {level}, {min(images, len(shown))} images, {seconds:.0f} s, {out}")
 
 
 def evaluate(
@@ -273,6 +278,7 @@ def evaluate(
     model: ModelOfPolicy = "",
     weights: Weights = None,
     classes: Classes = None,
+    input: Input = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the metrics here (JSON).")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     device: Device = "auto",
@@ -285,19 +291,22 @@ def evaluate(
     """
     _limit(threads)
     from seam import io
+    from seam.errors import SeamError
 
+    stated = _stated(input)
+    if policy is not None and stated:
+        raise SeamError("evaluate: --input is for a model without --policy; a policy says how images are prepared")
     api = _api()
-
     if policy is not None:
-        network, about = _quantized(policy, model, weights, data, data_root, device)
+        network, name = _quantized(policy, model, weights, data, data_root, device)
     else:
-        network, about = _full_precision(model, weights, classes), {"name": f"{model} in full precision"}
+        network, name = _full_precision(model, weights, classes, **stated), f"{model} in full precision"
     images = api.open_images(data, network, "test", full_size=True, data_root=data_root)
     metrics = api.evaluate(network, images, batch_size, device)
     if out is not None:
         io.write_json(out, metrics)
     measured = ", ".join(f"{key} {value:g}" for key, value in metrics.items())
-    typer.echo(f"evaluate: {about['name']}, {len(images)} images, {measured}")
+    typer.echo(f"evaluate: {name}, {len(images)} images, {measured}")
 
 
 def export(
@@ -321,13 +330,13 @@ def export(
 
     api = _api()
 
-    quantized, about = _quantized(policy, model, weights, data, data_root, device)
+    quantized, name = _quantized(policy, model, weights, data, data_root, device)
     shown = api.open_images(data, quantized, "test", full_size=True, data_root=data_root) if data else None
     stored = {"policy_sha256": io.sha256(policy)}
-    report = api.export(quantized, out, shown, count=images, opset=opset, name=about["name"], metadata=stored)
+    report = api.export(quantized, out, shown, count=images, opset=opset, name=name, metadata=stored)
     top1 = ", ".join(f"{key} {report[key]:g}" for key in ("top1_onnxruntime", "top1_pytorch") if key in report)
     typer.echo(
-        f"export: {about['name']}, {out}: {report['file_mb']:.3f} MB, opset {report['opset']}, equal to PyTorch on "
+        f"export: {name}, {out}: {report['file_mb']:.3f} MB, opset {report['opset']}, equal to PyTorch on "
         f"{report['images']} images{top1 and ', ' + top1}"
     )
 
@@ -336,6 +345,7 @@ def layers(
     model: Model,
     weights: Weights = None,
     classes: Classes = None,
+    input: Input = [],  # noqa: B006
     lock: Lock = [],  # noqa: B006
     exclude: Exclude = [],  # noqa: B006
 ) -> None:
@@ -346,9 +356,29 @@ def layers(
     from seam.models.locks import apply_locks
     from seam.policy import show
 
-    network = _model(model, weights, classes, untrained=True)
+    network = _model(model, weights, classes, untrained=True, **_stated(input))
     size = api.input_size(network)
     show.layers(model, size, apply_locks(find_layers(network, size), lock, exclude), show.terminal())
+
+
+def _stated(given: list[str]) -> dict[str, object]:
+    """What --input says of a model's images, as `open_model` takes it."""
+    from seam.errors import SeamError, unknown
+
+    names = {"size": "input_size", "mean": "mean", "std": "std", "crop": "crop_pct", "interpolation": "interpolation"}
+    stated: dict[str, object] = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        if key not in names:
+            raise unknown("key", key, names, "--input")
+        try:
+            if key in ("size", "mean", "std"):
+                stated[names[key]] = [(int if key == "size" else float)(part) for part in value.split(",")]
+            else:
+                stated[names[key]] = float(value) if key == "crop" else value
+        except ValueError:
+            raise SeamError(f"--input {text}: not a number; write size=192, mean=0.5,0.5,0.5 or crop=0.9") from None
+    return stated
 
 
 def _resume_file(out: Path, policy: Path, weights: Path | None, *settings: object) -> Path:
@@ -368,39 +398,25 @@ def _bits(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(number) for number in numbers}))
 
 
-def _full_precision(model: str, weights: Path | None, classes: int | None):
+def _full_precision(model: str, weights: Path | None, classes: int | None, **stated: object):
     """The model as it is, for a baseline."""
-    api = _api()
     from seam.errors import SeamError
 
     if not model:
         raise SeamError("evaluate: give --policy, or --model for a model in full precision")
-    if weights is not None and api.is_finetuned(weights):
+    if weights is not None and _api().is_finetuned(weights):
         raise SeamError(f"{weights}: weights of a quantized model; give the --policy that they were tuned under")
-    return _model(model, weights, classes)
+    return _model(model, weights, classes, **stated)
 
 
 def _of_policy(policy: Path, model: str, weights: Path | None, *, untrained: bool = False):
-    """The full-precision model that a policy is for, and what the policy says of it."""
-    from seam.errors import SeamError
+    """The full-precision model that a policy is for, and its name."""
     from seam.policy.file import read_policy
+    from seam.runtime.progress import phase
 
-    about = read_policy(policy).get("model", {})
-    name = model or about.get("name", "")
-    if not name:
-        raise SeamError(f"{policy}: does not name its model; give --model")
-    if weights is None and not untrained:
-        import timm
-
-        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        if known and (classes := about.get("num_classes")) not in (None, known.num_classes):
-            raise SeamError(  # they would come with a classifier that was never trained
-                f"{policy}: is for {classes} classes, timm's weights of {name} have {known.num_classes}; give --weights"
-            )
-    network = _model(name, weights, about.get("num_classes"), about.get("in_chans", 3), untrained=untrained)
-    if "input_size" in about:  # where MACs were counted; timm's default may be another
-        network.pretrained_cfg = {**network.pretrained_cfg, "input_size": tuple(about["input_size"])}
-    return network, {**about, "name": name}
+    name = model or read_policy(policy).get("model", {}).get("name", "")
+    with phase(f"load {name or 'the model'}"):
+        return _api().model_of(policy, weights, name=name, untrained=untrained), name
 
 
 def _quantized(policy: Path, model: str, weights: Path | None, data: str | None, data_root: Path, device: str):
@@ -408,13 +424,13 @@ def _quantized(policy: Path, model: str, weights: Path | None, data: str | None,
     api = _api()
 
     tuned = weights is not None and api.is_finetuned(weights)
-    network, about = _of_policy(policy, model, None if tuned else weights, untrained=tuned)
+    network, name = _of_policy(policy, model, None if tuned else weights, untrained=tuned)
     quantized = api.quantize(network, policy)
     if tuned:
-        return api.load_finetuned(quantized, weights), about
+        return api.load_finetuned(quantized, weights), name
     level = "norm"
     if data is None:
         level = "output"  # loses less than `norm` with images of another kind (docs/calibration.md)
         typer.echo("no --data: calibrated on scikit-learn's digits, which serves tests only", err=True)
     images = api.open_images(data, network, full_size=True, data_root=data_root)
-    return api.calibrate(quantized, images, device=device, level=level), about
+    return api.calibrate(quantized, images, device=device, level=level), name

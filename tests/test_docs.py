@@ -390,11 +390,12 @@ def test_the_tools_page_runs_from_a_model_to_a_file_and_the_file_is_used_as_the_
     monkeypatch.chdir(place)
     for line in blocks(DOCS / "tool.md", "sh")[0]["text"].splitlines():
         shell(place, small(line) + (" --images 4" if " export " in line else ""))
-    (python,) = (found for found in blocks(DOCS / "tool.md", "python") if not found["why"])
     known: dict = {}
-    exec(small(python["text"]), known)
+    for python in (found for found in blocks(DOCS / "tool.md", "python") if not found["why"]):
+        exec(small(python["text"]), known)
     model, test = known["quantized"], known["test"]
     images, labels = next(iter(test.batches(2)))
+    torch.testing.assert_close(known["again"](images), model(images))
     known |= {"model": model, "images": images, "labels": labels, "names": test.classes}
     first, second, third = (found["text"] for found in blocks(DOCS / "export.md", "python"))
     with contextlib.suppress(SeamError):  # of two images of random weights a tie may tip a class
@@ -428,7 +429,7 @@ def test_the_example_of_extending_runs(tmp_path):
 
 
 def test_every_python_block_runs_in_a_test_or_says_why_not():
-    counted = {"docs/tool.md": 1, "docs/export.md": 3, "docs/methods.md": 1, "docs/reading.md": 1}
+    counted = {"docs/tool.md": 2, "docs/export.md": 3, "docs/methods.md": 1, "docs/reading.md": 1}
     found = {name(page): sum(not block["why"] for block in blocks(page, "python")) for page in PAGES}
     assert {page: count for page, count in found.items() if count} == counted
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from seam.errors import SeamError, shortened, shown, unknown
 from seam.io import load_tensors
-from seam.models.find import _classifiers, classifier_layer
+from seam.models.find import CHANNELS, _classifiers, classifier_layer
 from seam.models.strided_pointwise import read_fewer_pixels
 from seam.settings import Model
 
@@ -18,11 +18,12 @@ _REFUSED = {  # of timm's options
 }
 
 
-def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
+def build(spec: Model, num_classes: int | None, in_chans: int | None) -> nn.Module:
     """Create a timm model for `num_classes` classes and `in_chans` channels, in evaluation mode.
 
     num_classes: None takes that of the given weights, else timm's. Where the weights are for others, a model that is to
     be trained (`train`) keeps a classifier of its own, at random.
+    in_chans: None takes those of the given weights, as far as they tell, else 3.
 
     Raises SeamError for a name timm does not know (with close ones), for options the model refuses, and for weights
     that cannot be read or do not fit.
@@ -33,6 +34,7 @@ def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
         if key in spec.kwargs:
             raise SeamError(f"models: {spec.name}: kwargs.{key} cannot be used: {why}")
     state = read_weights(spec.weights) if spec.weights else None
+    in_chans = in_chans or _channels(spec.name, state or {})
     try:
         model = timm.create_model(
             spec.name, pretrained=spec.pretrained, num_classes=num_classes, in_chans=in_chans, **spec.kwargs
@@ -58,6 +60,13 @@ def build(spec: Model, num_classes: int | None, in_chans: int) -> nn.Module:
         _load(model, state, spec.weights)
     read_fewer_pixels(model)
     return model.eval()
+
+
+def _channels(name: str, state: dict[str, Tensor]) -> int:
+    """Image channels of weights for a model, by the shape of its first convolution; 3 where that does not tell."""
+    known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    weight = state.get(f"{known.first_conv}.weight") if known else None
+    return weight.shape[1] if weight is not None and weight.dim() == 4 and weight.shape[1] in CHANNELS else 3
 
 
 def _head_entries(model: nn.Module) -> set[str]:

@@ -8,11 +8,18 @@ from seam.errors import SeamError
 from seam.models.layers import Layer, settle
 from seam.models.shared_inputs import REFUSALS, Readers, run_once, watch, weight_parameter
 
+CHANNELS = (1, 3)  # that images may have: gray, or red, green and blue
+_OF_ONES_OWN = "a module of your own (docs/extending.md) needs"
+
 
 def default_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) that timm states for the model, 3x224x224 where it states none; of a transformer that was made for
-    another size (`img_size`), and takes no other, that one."""
-    channels, *size = getattr(model, "pretrained_cfg", {}).get("input_size") or (3, 224, 224)
+    """(C, H, W) that timm states for the model, 3x224x224 where it states none; as a model was made for other channels
+    (`in_chans`), or a transformer that takes one size only for another (`img_size`), these."""
+    stated = getattr(model, "pretrained_cfg", {})
+    channels, *size = stated.get("input_size") or (3, 224, 224)
+    first = dict(model.named_modules()).get(stated.get("first_conv"))
+    if isinstance(first, nn.Conv2d) and first.in_channels in CHANNELS:
+        channels = first.in_channels
     patches = getattr(model, "patch_embed", None)
     if getattr(patches, "strict_img_size", False):
         size = patches.img_size or size
@@ -86,13 +93,22 @@ def _classifier_layers(model: nn.Module, names: Iterable[str]) -> list[str]:
 def classifier_layer(model: nn.Module) -> nn.Module:
     """The layer that makes class scores from pre-logits: the last convolution or linear layer of timm's classifier.
 
-    Raises SeamError if the model has none (built for 0 classes).
+    Raises SeamError if the model has none (built for 0 classes), or does not say which it is.
     """
+    if not hasattr(model, "get_classifier"):
+        raise SeamError(f"{type(model).__name__}: {_OF_ONES_OWN} get_classifier(), which returns its last layer")
     for classifier in _classifiers(model):
         layers = [m for m in classifier.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         if layers:
             return layers[-1]
     raise SeamError("the model has no classifier: build it for at least one class")
+
+
+def class_count(model: nn.Module) -> int:
+    """The number of classes, as timm's models say it. Raises SeamError for a module that does not."""
+    if not isinstance(count := getattr(model, "num_classes", None), int):
+        raise SeamError(f"{type(model).__name__}: {_OF_ONES_OWN} num_classes, the number of its classes")
+    return count
 
 
 def total_macs(model: nn.Module, size: tuple[int, int, int]) -> int:

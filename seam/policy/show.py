@@ -51,7 +51,7 @@ def _printable(value: Any) -> Any:
 def provenance(policy: Mapping[str, Any]) -> list[str]:
     """Lines on the model, the search, its images, its cost and the software, as far as the file says."""
     model, proxy = policy.get("model", {}), policy.get("proxy")
-    lines = {"model": describe_model(model) if model else ""}
+    lines = {"model": describe_model(model) if model else "", "input": _preprocessing(model)}
     parts = [policy.get("method", "")]
     parts += [f"{key} {policy[key]}" for key in ("search", "seed") if key in policy]
     lines["method"] = ", ".join(part for part in parts if part)
@@ -66,6 +66,13 @@ def provenance(policy: Mapping[str, Any]) -> list[str]:
     lines["software"] = ", ".join(f"{key} {value}" for key, value in software.items() if value)
     lines["comment"] = policy.get("comment", "")
     return [f"{key:<9} {line}" for key, line in lines.items() if line]
+
+
+def _preprocessing(model: Mapping[str, Any]) -> str:
+    """How the model's images are prepared, as far as the file says."""
+    parts = [f"{key} {' '.join(f'{value:g}' for value in model[key])}" for key in ("mean", "std") if key in model]
+    parts += [f"centre crop of {model['crop_pct']:g}"] if "crop_pct" in model else []
+    return ", ".join([*parts, *([model["interpolation"]] if "interpolation" in model else [])])
 
 
 def describe_model(model: Mapping[str, Any]) -> str:

@@ -11,9 +11,11 @@
     seam.export(quantized, "model.onnx", seam.open_images("path/to/folder", model, "test", full_size=True))
 """
 
+from seam.io import save_tensors
 from seam.quant.finetuned import is_finetuned, load_finetuned
 from seam.tool.export import export
-from seam.tool.images import held_out, input_size, open_images, preprocessing
+from seam.tool.images import held_out, input_size, open_images, preprocessing, set_preprocessing
+from seam.tool.models import model_of, open_model
 from seam.tool.network import calibrate, check_classes, evaluate, file_mb, finetune, quantize
 from seam.tool.search import search
 
@@ -28,8 +30,12 @@ __all__ = [
     "input_size",
     "is_finetuned",
     "load_finetuned",
+    "model_of",
     "open_images",
+    "open_model",
     "preprocessing",
     "quantize",
+    "save_tensors",
     "search",
+    "set_preprocessing",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from seam.tool.images import input_size, open_images, preprocessing
+from seam.tool.images import has_classes_of, input_size, open_images, preprocessing
 
 PARITY_IMAGES = 256
 
@@ -40,7 +40,7 @@ def export(
     from seam.runtime.progress import phase, progress
 
     shown = images if images is not None else open_images(None, model, full_size=True)
-    own = images is not None and len(shown.classes) == model.num_classes
+    own = images is not None and has_classes_of(model, shown)
     about = {
         "model": name or type(model).__name__,
         "classes": shown.classes if own else None,

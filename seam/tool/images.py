@@ -1,6 +1,6 @@
 """Images as a model wants them, from a folder or a dataset's name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from seam.data.datasets import DATASETS
-from seam.errors import SeamError
-from seam.models.find import default_input_size
+from seam.errors import SeamError, shown, unknown
+from seam.models.find import CHANNELS, class_count, default_input_size
 
 PROXY_SIZE = 64  # pixels: the largest side of the images that a search sees, unless told otherwise
+INTERPOLATIONS = ("bilinear", "bicubic")
 HELD_OUT_IMAGES = 512  # on which finetuning is measured, before and after
 
 
@@ -74,7 +75,7 @@ def held_out(
 
 def has_classes_of(model: nn.Module, images: Any) -> bool:
     """Whether the images have as many classes as the model: their labels are then taken to be its own."""
-    return len(images.classes) == model.num_classes
+    return len(images.classes) == class_count(model)
 
 
 def _stated(model: nn.Module) -> Mapping[str, Any]:
@@ -84,11 +85,82 @@ def _stated(model: nn.Module) -> Mapping[str, Any]:
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
     """How `open_images` makes an input of an image file at the model's size (`ImageSet.preprocessing`)."""
+    return dict(_no_images(model).preprocessing)
+
+
+def preprocessing_settings(model: nn.Module) -> dict[str, Any]:
+    """The same as `set_preprocessing` takes it, without the size."""
+    images = _no_images(model)
+    return {
+        "mean": images.mean,
+        "std": images.std,
+        "crop_pct": images.crop_share,
+        "interpolation": images.interpolation,
+    }
+
+
+def _no_images(model: nn.Module) -> Any:
+    """An empty set of files, prepared as `open_images` prepares them at the model's size."""
     from seam.data.loaders import FileSet, prepare_as_trained
 
     channels, *size = default_input_size(model)
-    blank = FileSet([], torch.empty(0), [], [0.5] * channels, [0.25] * channels, size)
-    return prepare_as_trained(blank, _stated(model)).preprocessing
+    return prepare_as_trained(
+        FileSet([], torch.empty(0), [], [0.5] * channels, [0.25] * channels, size), _stated(model)
+    )
+
+
+def set_preprocessing(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+) -> nn.Module:
+    """Say what a model's weights were trained for, where timm's `pretrained_cfg` says something else; returns it.
+
+    Args:
+        input_size: (C, H, W), at which MACs are counted and the model is finetuned, evaluated and exported; or one
+            side in pixels.
+        mean, std: a number a channel, or one for all, on the scale 0 to 1.
+        crop_pct: share of the shorter side that the centre crop of a file keeps.
+        interpolation: of resizing: bilinear or bicubic.
+
+    What is None stays as it is. Raises SeamError for values that cannot be.
+    """
+    stated = dict(_stated(model))
+    if input_size is not None:
+        stated["input_size"] = full_size(input_size, default_input_size(model)[0])
+    channels = stated.get("input_size", default_input_size(model))[0]
+    for key, values, least in (("mean", mean, 0.0), ("std", std, 1e-3)):
+        if values is None:
+            continue
+        if len(values) not in (1, channels) or not all(least <= value <= 1 for value in values):
+            raise SeamError(
+                f"{key} {shown(values)}: write a number a channel ({channels}) from {least:g} to 1, or one for all: "
+                "pixels are scaled to 0..1 first"
+            )
+        stated[key] = list(values) * (channels // len(values))
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise SeamError(f"crop {crop_pct:g}: must be above 0, at most 1")
+    if interpolation not in (None, *INTERPOLATIONS):
+        raise unknown("interpolation", interpolation, INTERPOLATIONS)
+    more = {"crop_pct": crop_pct, "interpolation": interpolation}
+    stated |= {key: value for key, value in more.items() if value is not None}
+    model.pretrained_cfg = stated  # type: ignore[assignment]
+    return model
+
+
+def full_size(size: Sequence[int], channels: int = 3) -> tuple[int, int, int]:
+    """(C, H, W), of a square where one side is given. Raises SeamError for other lengths, and sizes that cannot be."""
+    full = (channels, *size, *size) if len(size) == 1 else tuple(size)
+    if len(full) != 3 or full[0] not in CHANNELS or not all(1 <= side <= 4096 for side in full[1:]):
+        raise SeamError(
+            f"input size {','.join(map(str, size))}: write channels (1 or 3), height and width, such as 3,224,224, or "
+            "one side, such as 224"
+        )
+    return full
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from seam.errors import SeamError
+from seam.models.find import class_count
 from seam.tool.images import has_classes_of, input_size
 
 CALIBRATION_IMAGES = 256
@@ -166,6 +167,6 @@ def check_classes(model: nn.Module, images: Any, distillation: float | None = No
     if distillation != 1 and not has_classes_of(model, images):
         way_out = "" if distillation is None else "; or finetune with a distillation of 1, which reads no labels"
         raise SeamError(
-            f"the images have {len(images.classes)} classes, the model {model.num_classes}: give its own classes, "
+            f"the images have {len(images.classes)} classes, the model {class_count(model)}: give its own classes, "
             f"one folder each, in the model's order by name{way_out}"
         )

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam.models.find import find_layers
-from seam.tool.images import input_size, open_images
+from seam.models.find import class_count, find_layers
+from seam.tool.images import has_classes_of, input_size, open_images, preprocessing_settings
+from seam.tool.models import weights_sha256
 
 METHOD = "jacobian"  # of the methods here the one whose policies lose least (docs/results.md)
 PROXY_IMAGES = 1024  # that a search looks at, class-balanced; more only cost time to decode
@@ -66,7 +67,7 @@ def search(
     layers = apply_locks(find_layers(model, target), lock, exclude)
     with phase("read images"):
         images = _proxy(images, model, found, options)
-    own = bool(model.num_classes == len(images.classes) and not images.by_name)
+    own = has_classes_of(model, images) and not images.by_name
     chosen = _search_settings(steps, images, own, options)
     wanted = _limits(budget, budgets, layers, chosen.bits, latency)
     free = [_is_free(limits) for limits in wanted]
@@ -83,9 +84,11 @@ def search(
     about = {
         "alias": name or type(model).__name__,
         "name": name or type(model).__name__,
-        "num_classes": model.num_classes,
+        "num_classes": class_count(model),
         "in_chans": target[0],
         "input_size": list(target),
+        **preprocessing_settings(model),
+        "weights_sha256": weights_sha256(model),
     }
     proxy = {
         "dataset": images.name,
