@@ -200,6 +200,8 @@ def _shape(shape: Mapping[str, Any]) -> tuple[str, str]:
     one = next(option for option in shape.get("anyOf", [shape]) if option.get("type") != "null")
     if "enum" in one:
         return "one of", ", ".join(f"`{value}`" for value in one["enum"])
+    if "prefixItems" in one:
+        return " and ".join(_shape(item)[0] for item in one["prefixItems"]), ""
     if one.get("type") == "array":
         kind, span = _shape(one["items"])
         return "some of" if kind == "one of" else f"list of {kind}", span

@@ -2,50 +2,17 @@
 
 import hashlib
 import time
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from seam.runtime.cores import available_cores
+from seam import cli_options as option
+from seam.errors import SeamError
 
-Model = Annotated[str, typer.Option(help="timm model.")]
-ModelOfPolicy = Annotated[str, typer.Option(help="timm model; by default the policy's.")]
-Weights = Annotated[
-    Path | None,
-    typer.Option(help="Weights: a .safetensors file or a checkpoint (.pth, .pt); by default timm's pretrained ones."),
-]
-Classes = Annotated[int | None, typer.Option(min=1, help="Number of classes; by default that of the weights.")]
-Input = Annotated[
-    list[str],
-    typer.Option(
-        help="What the weights were trained for, where timm does not say so: size=3,192,192 (or size=192), "
-        "mean=0.5,0.5,0.5, std=0.25, crop=0.9 (share of the shorter side kept), interpolation=bilinear."
-    ),
-]
-_DATA = "Folder with train/ and val/, or with one folder a class; or a dataset's name"
-Data = Annotated[str, typer.Option(help=f"{_DATA}.")]
-DataOrDigits = Annotated[str | None, typer.Option(help=f"{_DATA}; by default scikit-learn's digits.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
-Policy = Annotated[Path, typer.Option(help="Policy file.")]
-DataRoot = Annotated[Path, typer.Option(help="Folder of the datasets that --data gives by name.")]
-Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
-Lock = Annotated[list[str], typer.Option(help="Bits of layers, by pattern: 'blocks.0.*=8/8'.")]
-Exclude = Annotated[list[str], typer.Option(help="Layers that stay in full precision, by pattern.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads, at most as many as there are cores; by default all.")]
-ALL = available_cores()
-SPARED = max(1, ALL - 1)  # where threads meet thousands of times a second, one busy core holds all of them up
-ThreadsOfSearch = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Threads, at most as many as there are cores; by default all but one, and all for a method that trains.",
-        show_default=str(SPARED),
-    ),
-]
 TRAINING = ("gmpq", "joint", "limpq", "seam")  # methods whose steps are long enough to gain by every core
 FEW_STEPS = 50  # of finetuning, below which it seldom helps
-DATA_ROOT = Path("data")
 
 
 def _model(name: str, weights: Path | None, classes: int | None, **options: object):
@@ -76,20 +43,20 @@ def _limit(threads: int) -> None:
 
 
 def search(
-    model: Model,
-    out: Out,
-    weights: Weights = None,
-    classes: Classes = None,
-    input: Input = [],  # noqa: B006
-    data: DataOrDigits = None,
+    model: option.Model,
+    out: option.Out,
+    weights: option.Weights = None,
+    classes: option.Classes = None,
+    input: option.Input = [],  # noqa: B006
+    data: option.DataOrDigits = None,
     budget: Annotated[
         list[str],
         typer.Option(help="w4a4 (the default), '1.2 GBitOPs', '0.8 MB', '3.5 bits', '4 ms'; several: all are met."),
     ] = [],  # noqa: B006
     budgets: Annotated[str, typer.Option(help="A curve, e.g. w2a2,w3a3: policy-w2a2.json, ...")] = "",
-    bits: Annotated[str, typer.Option(help="Bit-widths to choose from, 2 to 8.")] = "2,3,4,5,6",
-    lock: Lock = [],  # noqa: B006
-    exclude: Exclude = [],  # noqa: B006
+    bits: option.BitsToChoose = option.CHOICES,
+    lock: option.Lock = [],  # noqa: B006
+    exclude: option.Exclude = [],  # noqa: B006
     latency: Annotated[Path | None, typer.Option(help="Latency table (CSV: layer,w,a,ms), for a budget in ms.")] = None,
     method: Annotated[
         str,
@@ -104,26 +71,28 @@ def search(
         typer.Option(min=8, help="Side of the search's images in pixels; by default the model's, at most 64."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "auto",
-    threads: ThreadsOfSearch = None,
-    data_root: DataRoot = DATA_ROOT,
+    device: option.Device = "auto",
+    threads: option.ThreadsOfSearch = None,
+    data_root: option.DataRoot = option.DATA_ROOT,
 ) -> None:
     """Search a policy within a budget: policy.json.
 
     With --params: a stage of the pipeline.
     """
-    _limit(threads or (ALL if method in TRAINING else SPARED))
+    _limit(threads or (option.ALL if method in TRAINING else option.SPARED))
     from seam import io
     from seam.policy import show
     from seam.policy.budget import read_spec
 
-    stated = _stated(input)
-    widths, curve = _bits(bits), [spec.strip() for spec in budgets.split(",") if spec.strip()]
+    given = option.stated(input)
+    choices, curve = option.bits_to_choose(bits), [spec.strip() for spec in budgets.split(",") if spec.strip()]
     for spec in (*budget, *curve):
         read_spec(spec, latency is not None)  # before torch and the model are loaded, which takes longer
+    if latency is not None and not any(read_spec(spec)[0] == "latency" for spec in (*budget, *curve)):
+        raise SeamError(f"--latency {latency}: no budget is in ms; add --budget '4 ms'")
     api = _api()
 
-    network = _model(model, weights, classes, **stated)
+    network = _model(model, weights, classes, **given)
     images = api.open_images(data, network, image_size=size, data_root=data_root)
     found = api.search(
         network,
@@ -137,7 +106,7 @@ def search(
         steps=steps,
         seed=seed,
         name=model,
-        settings={"bits": widths},
+        settings=choices,
         device=device,
     )
     for spec, policy in zip(curve or [""], found if curve else [found], strict=True):
@@ -153,11 +122,11 @@ def search(
 
 
 def finetune(
-    policy: Policy,
-    out: Out,
-    data: Annotated[str, typer.Option(help=f"{_DATA}; class folders are needed only where labels teach.")],
-    model: ModelOfPolicy = "",
-    weights: Weights = None,
+    policy: option.Policy,
+    out: option.Out,
+    data: Annotated[str, typer.Option(help=f"{option.FOLDER}; class folders are needed only where labels teach.")],
+    model: option.ModelOfPolicy = "",
+    weights: option.Weights = None,
     epochs: Annotated[int, typer.Option(min=1)] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     lr: Annotated[
@@ -178,9 +147,9 @@ def finetune(
         typer.Option(min=0, max=1, help="Share of the loss: distance to full precision's predictions; 1: no labels."),
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "auto",
-    threads: Threads = ALL,
-    data_root: DataRoot = DATA_ROOT,
+    device: option.Device = "auto",
+    threads: option.Threads = option.ALL,
+    data_root: option.DataRoot = option.DATA_ROOT,
 ) -> None:
     """Finetune the quantized model (quantization-aware training): weights for `evaluate` and `export`.
 
@@ -236,25 +205,24 @@ def finetune(
 
 
 def calibrate(
-    policy: Policy,
-    out: Out,
+    policy: option.Policy,
+    out: option.Out,
     data: Annotated[str, typer.Option(help="Images: a folder (class folders are not needed), or a dataset's name.")],
-    model: ModelOfPolicy = "",
-    weights: Weights = None,
+    model: option.ModelOfPolicy = "",
+    weights: option.Weights = None,
     level: Annotated[str, typer.Option(help="steps, output, norm or reconstruct (docs/calibration.md).")] = "norm",
     images: Annotated[int, typer.Option(min=1, help="How many images are looked at.")] = 256,
     iterations: Annotated[int | None, typer.Option(min=1, help="reconstruct: iterations a block.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "auto",
-    threads: Threads = ALL,
-    data_root: DataRoot = DATA_ROOT,
+    device: option.Device = "auto",
+    threads: option.Threads = option.ALL,
+    data_root: option.DataRoot = option.DATA_ROOT,
 ) -> None:
     """Quantize well without training: weights for `evaluate` and `export`, from a few hundred images without labels."""
     _limit(threads)
     from seam import io
 
     api = _api()
-    from seam.errors import SeamError
     from seam.stages.resume import forget
 
     if weights is not None and api.is_finetuned(weights):
@@ -273,36 +241,41 @@ def calibrate(
 
 
 def evaluate(
-    data: Data,
+    data: option.Data,
     policy: Annotated[Path | None, typer.Option(help="Policy file; without it the model in full precision.")] = None,
-    model: ModelOfPolicy = "",
-    weights: Weights = None,
-    classes: Classes = None,
-    input: Input = [],  # noqa: B006
+    onnx: Annotated[Path | None, typer.Option(help="A file of `seam export` instead, run by onnxruntime.")] = None,
+    model: option.ModelOfPolicy = "",
+    weights: option.Weights = None,
+    classes: option.Classes = None,
+    input: option.Input = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the metrics here (JSON).")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    device: Device = "auto",
-    threads: Threads = ALL,
-    data_root: DataRoot = DATA_ROOT,
+    device: option.Device = "auto",
+    threads: option.Threads = option.ALL,
+    data_root: option.DataRoot = option.DATA_ROOT,
 ) -> None:
     """Measure the quantized model: with weights of `finetune`, or full-precision ones (then only calibrated).
 
-    Without --policy: the model itself, in full precision. With --params: a stage of the pipeline.
+    Without --policy: the model itself, in full precision. --onnx: an exported file, on images prepared as it says.
+    With --params: a stage of the pipeline.
     """
     _limit(threads)
     from seam import io
-    from seam.errors import SeamError
 
-    stated = _stated(input)
-    if policy is not None and stated:
+    given = option.stated(input)
+    if policy is not None and given:
         raise SeamError("evaluate: --input is for a model without --policy; a policy says how images are prepared")
+    if onnx is not None and (policy or model or weights or given):
+        raise SeamError("evaluate: --onnx takes a file that says all itself: leave out --policy, --model and --weights")
     api = _api()
-    if policy is not None:
+    if onnx is not None:
+        network, name = api.OnnxFile(onnx), onnx.name
+    elif policy is not None:
         network, name = _quantized(policy, model, weights, data, data_root, device)
     else:
-        network, name = _full_precision(model, weights, classes, **stated), f"{model} in full precision"
+        network, name = _full_precision(model, weights, classes, **given), f"{model} in full precision"
     images = api.open_images(data, network, "test", full_size=True, data_root=data_root)
-    metrics = api.evaluate(network, images, batch_size, device)
+    metrics = network.evaluate(images, batch_size) if onnx else api.evaluate(network, images, batch_size, device)
     if out is not None:
         io.write_json(out, metrics)
     measured = ", ".join(f"{key} {value:g}" for key, value in metrics.items())
@@ -310,16 +283,16 @@ def evaluate(
 
 
 def export(
-    policy: Policy,
-    out: Out,
-    data: DataOrDigits = None,
-    model: ModelOfPolicy = "",
-    weights: Weights = None,
+    policy: option.Policy,
+    out: option.Out,
+    data: option.DataOrDigits = None,
+    model: option.ModelOfPolicy = "",
+    weights: option.Weights = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset; by default 25 if a layer has 2 bits, else 21.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of the parity check.")] = 256,
-    device: Device = "auto",
-    threads: Threads = ALL,
-    data_root: DataRoot = DATA_ROOT,
+    device: option.Device = "auto",
+    threads: option.Threads = option.ALL,
+    data_root: option.DataRoot = option.DATA_ROOT,
 ) -> None:
     """Write the quantized model as ONNX, run it in onnxruntime on images, and compare: NAME.parity.json beside it.
 
@@ -335,50 +308,42 @@ def export(
     stored = {"policy_sha256": io.sha256(policy)}
     report = api.export(quantized, out, shown, count=images, opset=opset, name=name, metadata=stored)
     top1 = ", ".join(f"{key} {report[key]:g}" for key in ("top1_onnxruntime", "top1_pytorch") if key in report)
+    ties = f" but for rounding ties in {report['images_with_ties']}" if report["images_with_ties"] else ""
     typer.echo(
         f"export: {name}, {out}: {report['file_mb']:.3f} MB, opset {report['opset']}, equal to PyTorch on "
-        f"{report['images']} images{top1 and ', ' + top1}"
+        f"{report['images']} images{ties}{top1 and ', ' + top1}"
     )
 
 
 def layers(
-    model: Model,
-    weights: Weights = None,
-    classes: Classes = None,
-    input: Input = [],  # noqa: B006
-    lock: Lock = [],  # noqa: B006
-    exclude: Exclude = [],  # noqa: B006
+    model: option.Model,
+    weights: option.Weights = None,
+    classes: option.Classes = None,
+    input: option.Input = [],  # noqa: B006
+    lock: option.Lock = [],  # noqa: B006
+    exclude: option.Exclude = [],  # noqa: B006
+    bits: option.BitsToChoose = option.CHOICES,
+    latency_template: Annotated[
+        Path | None, typer.Option(help="Also write a latency table here (CSV), its milliseconds for you to measure.")
+    ] = None,
 ) -> None:
     """List a model's layers, for --lock and --exclude: their names, costs, and which read the same tensor."""
     _limit(1)
+    choices = option.bits_to_choose(bits)
     api = _api()
+    from seam import io
     from seam.models.find import find_layers
     from seam.models.locks import apply_locks
     from seam.policy import show
+    from seam.policy.cost import latency_template as latency_template_of
 
-    network = _model(model, weights, classes, untrained=True, **_stated(input))
+    network = _model(model, weights, classes, untrained=True, **option.stated(input))
     size = api.input_size(network)
-    show.layers(model, size, apply_locks(find_layers(network, size), lock, exclude), show.terminal())
-
-
-def _stated(given: list[str]) -> dict[str, object]:
-    """What --input says of a model's images, as `open_model` takes it."""
-    from seam.errors import SeamError, unknown
-
-    names = {"size": "input_size", "mean": "mean", "std": "std", "crop": "crop_pct", "interpolation": "interpolation"}
-    stated: dict[str, object] = {}
-    for text in given:
-        key, _, value = text.partition("=")
-        if key not in names:
-            raise unknown("key", key, names, "--input")
-        try:
-            if key in ("size", "mean", "std"):
-                stated[names[key]] = [(int if key == "size" else float)(part) for part in value.split(",")]
-            else:
-                stated[names[key]] = float(value) if key == "crop" else value
-        except ValueError:
-            raise SeamError(f"--input {text}: not a number; write size=192, mean=0.5,0.5,0.5 or crop=0.9") from None
-    return stated
+    found = apply_locks(find_layers(network, size), lock, exclude)
+    show.layers(model, size, found, show.terminal())
+    if latency_template is not None:
+        pairs = choices["pairs"] or tuple(product(choices["bits"], repeat=2))
+        io.write_text(latency_template, latency_template_of(found, pairs))
 
 
 def _resume_file(out: Path, policy: Path, weights: Path | None, *settings: object) -> Path:
@@ -389,18 +354,8 @@ def _resume_file(out: Path, policy: Path, weights: Path | None, *settings: objec
     return out.with_name(f".{out.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.resume.safetensors")
 
 
-def _bits(text: str) -> tuple[int, ...]:
-    from seam.errors import SeamError
-
-    numbers = [part.strip() for part in text.split(",")]
-    if not all(number.isdecimal() and 2 <= int(number) <= 8 for number in numbers):
-        raise SeamError(f"--bits {text}: write numbers from 2 to 8, such as 2,3,4,5,6,8")
-    return tuple(sorted({int(number) for number in numbers}))
-
-
 def _full_precision(model: str, weights: Path | None, classes: int | None, **stated: object):
     """The model as it is, for a baseline."""
-    from seam.errors import SeamError
 
     if not model:
         raise SeamError("evaluate: give --policy, or --model for a model in full precision")

@@ -28,6 +28,15 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _pair(value: Any) -> Any:
+    if isinstance(value, str):
+        w, slash, a = value.partition("/")
+        if not (slash and w.strip().isdecimal() and a.strip().isdecimal()):
+            raise ValueError("must be weight bits / input bits, such as 4/8")
+        return int(w), int(a)
+    return value
+
+
 def _no_control(path: str) -> str:
     if not path.strip():
         raise ValueError("must not be empty")
@@ -50,6 +59,7 @@ Number = Annotated[float, BeforeValidator(_no_bool)]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 FilePath = Annotated[str, AfterValidator(_no_control)]  # of a file or folder: relative, absolute, with ..
 Bits = Annotated[Integer, Field(ge=2, le=8)]
+Pair = Annotated[tuple[Bits, Bits], BeforeValidator(_pair)]  # weight and input bits, in YAML as 4/8
 Fraction = Annotated[Number, Field(gt=0, le=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -173,6 +183,7 @@ class SearchSettings(_Frozen):
     """Settings that the methods share. `options` is free for a method's own settings."""
 
     bits: tuple[Bits, ...] = (2, 3, 4, 5, 6)  # candidate bit-widths of weights and inputs, ascending
+    pairs: tuple[Pair, ...] = ()  # of weight and input bits that a layer may have, [4/8, 8/8]; empty: any two
     epochs: Count = 3  # passes over the proxy, of methods that train
     steps: Count | None = None  # stop after so many, whatever the epochs
     warmup_epochs: Annotated[Integer, Field(ge=0, lt=2**31)] = (
@@ -201,6 +212,12 @@ class SearchSettings(_Frozen):
         return self.model_copy(update={key: value for key, value in own.items() if getattr(self, key) is None})
 
     _even = model_validator(mode="after")(_shared_evenly)
+
+    @model_validator(mode="after")
+    def _of_bits(self) -> "SearchSettings":
+        if self.pairs and {*self.bits} != {b for pair in self.pairs for b in pair}:
+            raise ValueError(f"pairs must be of the numbers in bits, {list(self.bits)}, and use each of them")
+        return self
 
     @field_validator("bits")
     @classmethod

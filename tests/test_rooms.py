@@ -26,6 +26,7 @@ ORDER = (
     "tracking",
     "tool",
     "stages",
+    "cli_options",
     "cli_tool",
     "cli",
 )

@@ -21,7 +21,6 @@ def assign(
     bits: Sequence[int],
     budgets: Sequence[Budget],
     spend: float = 0.97,
-    allowed: np.ndarray | None = None,
     groups: Sequence[str] | None = None,
 ) -> list[tuple[int, int]]:
     """Choose (weight bits, activation bits) for each layer: the greatest sum of preferences within all budgets.
@@ -35,8 +34,7 @@ def assign(
         preferences: [L, B, B], higher is better.
         names: of the L layers.
         bits: the B candidate bit-widths, ascending.
-        budgets: limits with tables [L, B, B].
-        allowed: optional [L, B, B] mask of permitted choices.
+        budgets: limits with tables [L, B, B], and the pairs of bits that are allowed.
         groups: group of each of the L layers; those of one group get the same activation bits. None: as the budgets
             say.
 
@@ -46,7 +44,7 @@ def assign(
     spread = float(np.ptp(preferences)) or 1.0
     gain = np.round((preferences - preferences.min()) / spread / _RESOLUTION) * _RESOLUTION
     gain = gain.reshape(count, width) + _tie_break(names, bits)
-    upper = np.ones(count * width) if allowed is None else allowed.reshape(-1).astype(float)
+    upper = _upper(budgets, count, width)
     if groups is None:
         groups = next((budget.groups for budget in budgets if budget.groups), names)
     structure = _structure(groups, len(bits))
@@ -93,6 +91,7 @@ def raise_free(
     if groups is None:
         groups = next((budget.groups for budget in budgets if budget.groups), range(len(assigned)))
     raised, place = list(assigned), {b: i for i, b in enumerate(bits)}
+    pairs = budgets[0].pairs()
 
     def cost(layer: int, w: int, a: int) -> np.ndarray:
         return np.array([budget.table[layer, place[w], place[a]] for budget in budgets])
@@ -103,7 +102,11 @@ def raise_free(
         for a in (b for b in bits if b >= assigned[layers[0]][1]):
             widest = [
                 max(
-                    (w for w in bits if w >= assigned[i][0] and (cost(i, w, a) <= cost(i, *assigned[i])).all()),
+                    (
+                        w
+                        for w in bits
+                        if w >= assigned[i][0] and (w, a) in pairs and (cost(i, w, a) <= cost(i, *assigned[i])).all()
+                    ),
                     default=0,
                 )
                 for i in layers
@@ -130,7 +133,7 @@ def check_together(budgets: Sequence[Budget], names: Sequence[str]) -> None:
             row, used = _row(earlier)
             limits.append(LinearConstraint(row, -np.inf, 1 - used + 1e-10))
         row, used = _row(budget)
-        chosen = _solve(row.reshape(-1), np.ones(count * width), [*structure, *limits], count)
+        chosen = _solve(row.reshape(-1), _upper(budgets, count, width), [*structure, *limits], count)
         if chosen is None:  # the earlier ones were found to go together within the solver's tolerance only
             raise SeamError(f"no policy meets all of: {', '.join(b.spec for b in budgets)}")
         least = row.reshape(count, width)[np.arange(count), chosen].sum() + used
@@ -149,6 +152,12 @@ def _row(budget: Budget) -> tuple[np.ndarray, float]:
     In shares, the solver's absolute tolerance means the same for all budgets.
     """
     return budget.table.reshape(1, -1) / budget.limit, budget.base / budget.limit
+
+
+def _upper(budgets: Sequence[Budget], count: int, width: int) -> np.ndarray:
+    """[L*B*B] bounds of the choices: 0 where a pair of bits is not allowed."""
+    allowed = next((budget.allowed for budget in budgets if budget.allowed is not None), np.ones(width))
+    return np.tile(allowed.reshape(-1).astype(float), count)
 
 
 def _structure(groups: Sequence[str], width: int) -> list[LinearConstraint]:

@@ -48,13 +48,19 @@ def read_spec(spec: str, latency: bool = True) -> tuple[str, float]:
 
 
 def parse_budget(
-    spec: str, layers: Sequence[Layer], bits: Sequence[int], latency: Latency | None = None, check: bool = True
+    spec: str,
+    layers: Sequence[Layer],
+    bits: Sequence[int],
+    latency: Latency | None = None,
+    check: bool = True,
+    pairs: Sequence[tuple[int, int]] = (),
 ) -> Budget:
     """Turn `w3a3`, `1.2 GBitOPs`, `0.8 MB`, `3.5 bits` or `4 ms` into a limit on the searchable and locked layers.
 
     Args:
         latency: of `read_latency`; needed for a budget in ms.
         check: refuse a limit that no policy can meet.
+        pairs: the (weight bits, activation bits) that a layer may have; empty: any two of `bits`.
 
     Raises SeamError for any other text, and for a limit that no policy can meet.
     """
@@ -68,6 +74,7 @@ def parse_budget(
     params = sum(layer.params for layer in (*searched, *kept))
     weights = np.array([layer.params for layer in searched], dtype=float)[:, None, None]
     by_bits = weights * np.broadcast_to(np.array(bits, dtype=float)[None, :, None], (1, len(bits), len(bits)))
+    allowed = np.array([[(w, a) in pairs for a in bits] for w in bits]) if pairs else None
     base_bits = float(sum(layer.params * layer.fixed_bits[0] for layer in kept))
     if kind == "bitops":
         if _UNIFORM.fullmatch(text):
@@ -79,16 +86,20 @@ def parse_budget(
     elif kind == "bits":
         table, base = by_bits / params, base_bits / params
     else:
-        table, base = latency_table(text, searched, kept, bits, latency)
+        table, base = latency_table(text, searched, kept, bits, latency, allowed)
     groups = tuple(layer.group or layer.name for layer in searched)
-    budget = Budget(text, kind, bits, table, limit, base, groups)
+    budget = Budget(text, kind, bits, table, limit, base, groups, allowed)
     if check:
         budget.check()
     return budget
 
 
 def parse_budgets(
-    specs: str | Sequence[str], layers: Sequence[Layer], bits: Sequence[int], latency: Latency | None = None
+    specs: str | Sequence[str],
+    layers: Sequence[Layer],
+    bits: Sequence[int],
+    latency: Latency | None = None,
+    pairs: Sequence[tuple[int, int]] = (),
 ) -> list[Budget]:
     """Several budgets to be met at once, as `"w3a3, 0.8 MB"` or a list; the first is the one that is spent.
 
@@ -97,7 +108,7 @@ def parse_budgets(
     from seam.policy.assign import check_together  # scipy's solvers take long to import
 
     specs = specs.split(",") if isinstance(specs, str) else list(specs)
-    budgets = [parse_budget(spec, layers, bits, latency) for spec in specs]
+    budgets = [parse_budget(spec, layers, bits, latency, pairs=pairs) for spec in specs]
     if len(budgets) > 1:
         check_together(budgets, [layer.name for layer in searchable(layers)])
     return budgets

@@ -8,6 +8,7 @@ apart too.
 """
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Budget:
         limit: the most that a policy may cost, in the same unit.
         base: what the locked layers cost, part of every policy's cost.
         groups: of each searchable layer; those of one group share their activation bits. Empty: none do.
+        allowed: [B, B] which (weight bits, activation bits) a layer may have; None: any.
     """
 
     spec: str
@@ -47,6 +49,7 @@ class Budget:
     limit: float
     base: float = 0.0
     groups: tuple[str, ...] = ()
+    allowed: np.ndarray | None = None
 
     UNITS: ClassVar[dict[str, str]] = {"bitops": "GBitOPs", "size": "MB", "bits": "bits", "latency": "ms"}
 
@@ -56,14 +59,21 @@ class Budget:
         return self.base + float(sum(self.table[i, index[w], index[a]] for i, (w, a) in enumerate(assigned)))
 
     def reach(self) -> tuple[float, float]:
-        """Least and greatest cost of any policy that honours the groups."""
+        """Least and greatest cost of any policy that honours the groups, of allowed pairs."""
         groups = self.groups or tuple(map(str, range(len(self.table))))
         numbers = {name: i for i, name in enumerate(dict.fromkeys(groups))}
         least, most = np.zeros((2, len(numbers), len(self.bits)))
         rows = [numbers[name] for name in groups]
-        np.add.at(least, rows, self.table.min(1))  # weight bits are free, activation bits common to a group
-        np.add.at(most, rows, self.table.max(1))
+        allowed = True if self.allowed is None else self.allowed
+        # Weight bits are free, activation bits common to a group.
+        np.add.at(least, rows, np.where(allowed, self.table, np.inf).min(1))
+        np.add.at(most, rows, np.where(allowed, self.table, -np.inf).max(1))
         return self.base + float(least.min(1).sum()), self.base + float(most.max(1).sum())
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """The (weight bits, activation bits) that a layer may have."""
+        every = np.ones((len(self.bits),) * 2) if self.allowed is None else self.allowed
+        return [(self.bits[w], self.bits[a]) for w, a in zip(*every.nonzero(), strict=True)]
 
     def limits_inputs(self) -> bool:
         """Whether any layer's cost depends on its activation bits."""
@@ -139,15 +149,43 @@ def read_latency(path: str | Path, layers: Sequence[Layer]) -> dict[tuple[str, i
     return table
 
 
+def latency_template(layers: Sequence[Layer], pairs: Sequence[tuple[int, int]]) -> str:
+    """The rows that a latency table must have, as CSV with `ms` left empty.
+
+    Args:
+        pairs: the (weight bits, activation bits) that a searchable layer may have; locked layers have their own.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["layer", "w", "a", "ms", "macs", "params"])
+    for layer in layers:
+        for w, a in pairs if not layer.fixed else [layer.fixed_bits] if layer.counted else []:
+            writer.writerow([layer.name, w, a, "", layer.macs, layer.params])
+    return text.getvalue()
+
+
 def latency_table(
-    spec: str, searched: Sequence[Layer], kept: Sequence[Layer], bits: Sequence[int], latency: Latency
+    spec: str,
+    searched: Sequence[Layer],
+    kept: Sequence[Layer],
+    bits: Sequence[int],
+    latency: Latency,
+    allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-    """[L, B, B] milliseconds of the searchable layers, and those of the locked ones."""
+    """[L, B, B] milliseconds of the searchable layers, and those of the locked ones.
+
+    A pair that is not `allowed` needs no row; it counts as the layer's slowest, since some searches weigh all pairs.
+    """
 
     def look_up(name: str, w: int, a: int) -> float:
         if (name, w, a) not in latency:
             raise SeamError(f"budget '{spec}': the latency table has no row for layer {name} at w={w}, a={a}")
         return latency[name, w, a]
 
-    table = np.array([[[look_up(layer.name, w, a) for a in bits] for w in bits] for layer in searched])
+    pairs = list(np.ndindex(len(bits), len(bits)) if allowed is None else zip(*allowed.nonzero(), strict=True))
+    table = np.full((len(searched), len(bits), len(bits)), np.nan)
+    for rows, layer in zip(table, searched, strict=True):
+        for w, a in pairs:
+            rows[w, a] = look_up(layer.name, bits[w], bits[a])
+        rows[np.isnan(rows)] = np.nanmax(rows)
     return table, float(sum(look_up(layer.name, *layer.fixed_bits) for layer in kept))

@@ -1,7 +1,5 @@
 """Uniform policies: every layer at the widest single (weight, activation) pair that the budget allows. Sees no data."""
 
-from itertools import product
-
 import numpy as np
 
 from seam.errors import SeamError
@@ -21,7 +19,8 @@ def preferences(problem: Problem) -> np.ndarray:
     """
     bits = problem.settings.bits
     costs = [(b.base + b.table.sum(0), b.limit * (1 + 1e-9)) for b in problem.budgets]
-    every = list(product(range(len(bits)), repeat=2))
+    place = {b: i for i, b in enumerate(bits)}
+    every = [(place[w], place[a]) for w, a in problem.budgets[0].pairs()]
     within = [pair for pair in every if all(cost[pair] <= limit for cost, limit in costs)]
 
     def beaten(pair: tuple[int, int]) -> bool:

@@ -69,4 +69,4 @@ def _check_budgets(params: Params, model: str, layers: list) -> None:
 
     for budget in params.grid.budgets:
         for search in params.grid.searches:
-            budgets_of(params, model, budget, locked_layers(params, model, layers), params.settings(search).bits)
+            budgets_of(params, model, budget, locked_layers(params, model, layers), params.settings(search))

@@ -122,7 +122,7 @@ class Probes:
     def searched(self, alias: str, search: str, method: Any, settings: Any, sizes: Sizes | None, own: bool) -> Line:
         budget = next(job.budget for job in self.params.jobs() if job.search == search)
         layers = locked_layers(self.params, alias, find_layers(self.network(alias), self.target.shape))
-        budgets = budgets_of(self.params, alias, budget, layers, settings.bits)
+        budgets = budgets_of(self.params, alias, budget, layers, settings)
         images = None if sizes is None else self.images(sizes.train, sizes)
         batch = max(1, settings.batch_size // settings.processes)
         trains = False

@@ -39,7 +39,7 @@ def search(params: Params, job: Job, weights: Path, proxy: Path, out: Path) -> N
     with meter.part("setup"):
         (model, found), about = read_layers(described), read_proxy(proxy)
         layers = locked_layers(params, job.model, found)
-        budgets = budgets_of(params, job.model, job.budget, layers, settings.bits)
+        budgets = budgets_of(params, job.model, job.budget, layers, settings)
         if device is not None:
             network, images, own = _network_and_images(params, job, weights, about)
     problem = prepare(method, network, images, layers, budgets, settings, job.seed, device, meter, own_classes=own)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from seam.experiment.params import Params
 from seam.models.layers import Layer
 from seam.policy.cost import Budget
+from seam.settings import SearchSettings
 
 CALIBRATION_IMAGES = 512  # that set the input quantizers
 
@@ -64,13 +65,14 @@ def locked_layers(params: Params, model: str, layers: Iterable[Layer]) -> list[L
     return apply_locks([*layers], params.model(model).lock, params.model(model).exclude)
 
 
-def budgets_of(params: Params, model: str, budget: str, layers: list[Layer], bits: Iterable[int]) -> list[Budget]:
+def budgets_of(params: Params, model: str, budget: str, layers: list[Layer], settings: SearchSettings) -> list[Budget]:
     """The limits that a budget of the parameters stands for; refused when no policy meets them."""
     from seam.policy.budget import parse_budgets
     from seam.policy.cost import read_latency
 
     table = params.model(model).latency
-    return parse_budgets(params.budget(budget), layers, bits, read_latency(table, layers) if table else None)
+    latency = read_latency(table, layers) if table else None
+    return parse_budgets(params.budget(budget), layers, settings.bits, latency, settings.pairs)
 
 
 class Quantized(NamedTuple):

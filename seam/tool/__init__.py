@@ -17,9 +17,11 @@ from seam.tool.export import export
 from seam.tool.images import held_out, input_size, open_images, preprocessing, set_preprocessing
 from seam.tool.models import model_of, open_model
 from seam.tool.network import calibrate, check_classes, evaluate, file_mb, finetune, quantize
+from seam.tool.onnx_file import OnnxFile
 from seam.tool.search import search
 
 __all__ = [
+    "OnnxFile",
     "calibrate",
     "check_classes",
     "evaluate",

@@ -69,7 +69,7 @@ def search(
         images = _proxy(images, model, found, options)
     own = has_classes_of(model, images) and not images.by_name
     chosen = _search_settings(steps, images, own, options)
-    wanted = _limits(budget, budgets, layers, chosen.bits, latency)
+    wanted = _limits(budget, budgets, layers, chosen, latency)
     free = [_is_free(limits) for limits in wanted]
     _say_free(wanted, free)
     place = set_up(device, chosen.threads, seed)
@@ -148,7 +148,7 @@ def _limits(
     budget: str | Sequence[str],
     budgets: Sequence[str],
     layers: Any,
-    bits: Sequence[int],
+    settings: Any,
     latency: str | Path | None,
 ) -> list[list[Any]]:
     """The budgets to be met, for each policy that is asked for."""
@@ -158,12 +158,12 @@ def _limits(
     table = read_latency(latency, layers) if latency else None
     limits = [budget] if isinstance(budget, str) else list(budget)
     specs = [[spec, *limits] for spec in budgets] or [limits or ["w4a4"]]
-    return [parse_budgets(spec, layers, bits, table) for spec in specs]
+    return [parse_budgets(spec, layers, settings.bits, table, settings.pairs) for spec in specs]
 
 
 def _widest(limits: Sequence[Any]) -> list[tuple[int, int]]:
-    """The widest bits for every searchable layer."""
-    return [(limits[0].bits[-1], limits[0].bits[-1])] * len(limits[0].table)
+    """The widest bits for every searchable layer; of several pairs that none exceeds, the most even one."""
+    return [max(limits[0].pairs(), key=lambda pair: (min(pair), sum(pair)))] * len(limits[0].table)
 
 
 def _is_free(limits: Sequence[Any]) -> bool:
@@ -177,11 +177,12 @@ def _named(limits: Sequence[Any]) -> str:
 
 def _say_free(wanted: Sequence[Sequence[Any]], free: Sequence[bool]) -> None:
     """Tell the user which budgets limit nothing, and which do not limit inputs."""
-    widest = wanted[0][0].bits[-1]
     for limits in (limits for limits, limitless in zip(wanted, free, strict=True) if limitless):
-        more = " (more can be allowed: bits, --bits)" if widest < 8 else ""
-        print(f"budget {_named(limits)}: limits nothing; all layers get {widest} bits{more}", file=sys.stderr)
+        w, a = _widest(limits)[0]
+        given = f"{w}" if w == a else f"{w}/{a}"
+        more = " (more can be allowed: bits, --bits)" if max(w, a) < 8 else ""
+        print(f"budget {_named(limits)}: limits nothing; all layers get {given} bits{more}", file=sys.stderr)
     limiting = next((limits for limits, limitless in zip(wanted, free, strict=True) if not limitless), [])
-    if limiting and not any(one.limits_inputs() for one in limiting):
-        more = "a second budget such as w4a4 would limit them"
+    if limiting and limiting[0].allowed is None and not any(one.limits_inputs() for one in limiting):
+        widest, more = limiting[0].bits[-1], "a second budget such as w4a4 would limit them"
         print(f"budget {_named(limiting)}: does not limit inputs; all get {widest} bits ({more})", file=sys.stderr)

@@ -6,7 +6,7 @@ import pytest
 from seam.errors import SeamError
 from seam.models.layers import Layer
 from seam.policy.assign import assign, raise_free
-from seam.policy.budget import parse_budget
+from seam.policy.budget import parse_budget, parse_budgets
 
 BITS = (2, 3, 4, 5, 6)
 
@@ -51,9 +51,9 @@ def test_never_over_budget_and_spends_it(spec):
     assert 0.97 - 1e-9 <= share <= 1 + 1e-9
 
 
-def best_of_all(preferences, budgets, bits, groups, floor):
+def best_of_all(preferences, budgets, bits, groups, floor, pairs=()):
     """Value of the best policy by enumeration, None if there is none."""
-    pairs = list(itertools.product(range(len(bits)), repeat=2))
+    pairs = [(bits.index(w), bits.index(a)) for w, a in pairs or itertools.product(bits, repeat=2)]
     values = []
     for choice in itertools.product(pairs, repeat=len(preferences)):
         tied = {}
@@ -119,21 +119,54 @@ def test_ties_are_broken_by_name(names):
     assert assigned == {"a": (4, 4), "b": (2, 2), "c": (2, 2)}
 
 
-def test_allowed_choices_are_kept():
-    budget = parse_budget("w4a4", layers([1000, 1000]), BITS)
-    allowed = np.ones((2, 5, 5), bool)
-    allowed[0] = False
-    allowed[0, 0, 4] = True
-    assert assign(np.zeros((2, 5, 5)), ["a", "b"], BITS, [budget], allowed=allowed)[0] == (2, 6)
+PAIRS = [(4, 6), (6, 6), (4, 4), (2, 4)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_only_allowed_pairs_are_chosen_and_the_best_of_them(seed):
+    rng = np.random.default_rng(seed)
+    bits, groups = (2, 4, 6), ["a", "b", "a", "c"]
+    some = [
+        Layer(name, int(m), 10, False, group)
+        for name, m, group in zip("wxyz", rng.integers(100, 999, 4), groups, strict=True)
+    ]
+    budgets = [parse_budget("w4a5", some, bits, pairs=PAIRS), parse_budget("4.6 bits", some, bits, pairs=PAIRS)]
+    preferences = rng.normal(size=(4, 3, 3))
+    assigned = assign(preferences, list("wxyz"), bits, budgets, spend=0)
+    assert set(assigned) <= set(PAIRS)
+    value = sum(preferences[i, bits.index(w), bits.index(a)] for i, (w, a) in enumerate(assigned))
+    assert value == pytest.approx(best_of_all(preferences, budgets, bits, groups, 0, PAIRS), abs=1e-4)
+
+
+def test_the_reach_of_a_budget_is_that_of_allowed_pairs():
+    some = [Layer("a", 1000, 10, False, "g"), Layer("b", 500, 10, False, "g"), Layer("c", 100, 10, False)]
+    budget = parse_budget("w6a6", some, (2, 4, 6), pairs=[(4, 6), (6, 6), (6, 2)])
+    assert budget.reach() == pytest.approx((1600 * 12 / 1e9, 1600 * 36 / 1e9))
+    with pytest.raises(SeamError, match="no policy can meet"):
+        parse_budget("w4a4", some, (2, 4, 6), pairs=[(4, 6), (6, 6)])
+    together = [parse_budget(spec, some, (2, 4, 6), pairs=[(2, 6), (6, 2)]) for spec in ("w6a2", "5 bits")]
+    assert together[1].reach()[0] == 2  # though not where inputs have 2 bits, nor with others
+    free = assign(np.zeros((3, 3, 3)), list("abc"), (2, 4, 6), together, spend=0)
+    assert set(free) <= {(2, 6), (6, 2)}
+
+
+def test_bits_are_raised_to_allowed_pairs_only():
+    some = layers([1000, 1000])
+    budget = parse_budget("8 bits", some, BITS, pairs=[(2, 4), (3, 3), (3, 5), (4, 6)])
+    assert raise_free([(3, 3), (2, 4)], BITS, [budget]) == [(3, 5), (2, 4)]
+
+
+def test_budgets_that_allowed_pairs_do_not_meet_together_are_refused():
+    some = layers([1000, 1000])
+    with pytest.raises(SeamError, match="no policy meets all of: 2 bits, w2a3"):
+        parse_budgets("2 bits, w2a3", some, BITS, pairs=[(2, 6), (3, 2)])
 
 
 def test_budgets_that_contradict_are_refused():
     some = layers([1000, 1000])
-    budgets = [parse_budget("w6a6", some, BITS), parse_budget("3 bits", some, BITS)]
-    allowed = np.zeros((2, 5, 5), bool)
-    allowed[:, 4, 4] = True
+    budgets = [parse_budget(spec, some, BITS, check=False, pairs=[(6, 6)]) for spec in ("w6a6", "3 bits")]
     with pytest.raises(SeamError, match="w6a6, 3 bits"):
-        assign(np.zeros((2, 5, 5)), ["a", "b"], BITS, budgets, allowed=allowed)
+        assign(np.zeros((2, 5, 5)), ["a", "b"], BITS, budgets)
 
 
 def test_unreachable_budget_names_the_reachable_range():

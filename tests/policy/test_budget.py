@@ -56,6 +56,15 @@ def test_excluded_layers_and_locked_ends_are_apart():
     assert budget.base == 0 and budget.limit == pytest.approx(1500 * 9 / 1e9)
 
 
+def test_a_latency_table_needs_rows_for_allowed_pairs_only():
+    table = {(layer.name, w, a): w / 4 for layer in LAYERS for w, a in [(4, 8), (8, 8)]}
+    budget = parse_budget("5 ms", LAYERS, (4, 8), table, pairs=[(4, 8), (8, 8)])
+    assert budget.cost([(4, 8), (8, 8), (4, 8)]) == 4 and budget.reach() == (3, 6)
+    assert (budget.table[:, :, 0] == 2).all()  # what is not allowed counts as the slowest
+    with pytest.raises(SeamError, match="no row for layer blocks.0.a at w=4, a=4"):
+        parse_budget("5 ms", LAYERS, (4, 8), table)
+
+
 def test_a_lock_takes_a_layer_out_of_its_group():
     layers = apply_locks(LAYERS, ["blocks.0.a=8/8"])
     assert [layer.group for layer in layers[1:3]] == ["blocks.0.a", "blocks.0.b"]
